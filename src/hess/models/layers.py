@@ -1,0 +1,137 @@
+"""Layers that every backbone shares: attention with rotary positions, MLP, LayerScale, block.
+
+Module and parameter names equal those of the public VGGT, pi3 and DINOv2 checkpoints.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hess.attention.layout import TokenLayout
+
+Rope = tuple[Tensor, Tensor]
+"""Cosines and sines of the rotary angles, each [tokens, head_dim]."""
+
+
+def rope_tables(positions: Tensor, head_dim: int, base: float = 100.0) -> Rope:
+    """Angles of a two-dimensional rotary embedding (RoPE2D as used by VGGT).
+
+    The first half of a head's channels turns with the row, the second with the column; within a
+    half, channel i pairs with channel i + head_dim/4 at frequency ``base^(-4i/head_dim)``.
+
+    Args:
+        positions: [tokens, 2] as (row, column); 0 leaves a token unrotated.
+        head_dim: channels per head, a multiple of 4.
+        base: longest wavelength / 2 pi, in patches.
+
+    Returns:
+        fp32 cosines and sines, [tokens, head_dim].
+    """
+    quarter = head_dim // 4
+    exponent = torch.arange(quarter, dtype=torch.float32, device=positions.device) / quarter
+    angles = positions.float()[:, :, None] * base**-exponent
+    angles = torch.cat([angles, angles], dim=-1).flatten(1)
+    return angles.cos(), angles.sin()
+
+
+def patch_positions(grid_h: int, grid_w: int, num_special: int, device: torch.device) -> Tensor:
+    """(row, column) of the tokens of one view, specials at 0 and patches from 1: [tokens, 2]."""
+    rows = torch.arange(1, grid_h + 1, device=device)
+    columns = torch.arange(1, grid_w + 1, device=device)
+    patches = torch.cartesian_prod(rows, columns)
+    return torch.cat([patches.new_zeros(num_special, 2), patches])
+
+
+def apply_rope(x: Tensor, rope: Rope) -> Tensor:
+    """Rotate ``x`` [..., tokens, head_dim] by the angles of :func:`rope_tables`."""
+    cos, sin = rope
+    a, b, c, d = x.chunk(4, dim=-1)
+    return x * cos + torch.cat([-b, a, -d, c], dim=-1) * sin
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with optional QK-norm and rotary positions (Eq. 1).
+
+    ``forward`` is ``merge(attend(*project(x)))``: a sparse replacement shares ``project`` and
+    ``merge`` and changes only what lies between.
+    """
+
+    def __init__(self, dim: int, num_heads: int, *, qk_norm: bool = False) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.head_dim = dim // num_heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.q_norm: nn.Module = nn.LayerNorm(self.head_dim) if qk_norm else nn.Identity()
+        self.k_norm: nn.Module = nn.LayerNorm(self.head_dim) if qk_norm else nn.Identity()
+        self.proj = nn.Linear(dim, dim)
+
+    def project(self, x: Tensor, rope: Rope | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values after norm and rotation, each [B, heads, S, head_dim]."""
+        batch, tokens, _ = x.shape
+        qkv = self.qkv(x).view(batch, tokens, 3, self.num_heads, self.head_dim)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        q, k = self.q_norm(q), self.k_norm(k)
+        if rope is not None:
+            q, k = apply_rope(q, rope), apply_rope(k, rope)
+        return q.to(v.dtype), k.to(v.dtype), v
+
+    def merge(self, out: Tensor) -> Tensor:
+        """Join the heads of ``out`` [B, heads, S, head_dim] and project: [B, S, dim]."""
+        return self.proj(out.transpose(1, 2).flatten(2))
+
+    def forward(
+        self, x: Tensor, rope: Rope | None = None, layout: TokenLayout | None = None
+    ) -> Tensor:
+        """Dense attention over ``x`` [B, S, dim]; ``layout`` serves sparse replacements only."""
+        return self.merge(F.scaled_dot_product_attention(*self.project(x, rope)))
+
+
+class LayerScale(nn.Module):
+    """Multiply by a learned vector."""
+
+    def __init__(self, dim: int, init: float) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((dim,), init))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma
+
+
+class Mlp(nn.Module):
+    """Two linear layers with an exact GELU between."""
+
+    def __init__(self, dim: int, hidden: int, out: int | None = None) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, out or dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block: x + ls1(attn(norm1 x)), x + ls2(mlp(norm2 x))."""
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        qk_norm: bool = False,
+        layer_scale: float = 0.01,
+        eps: float = 1e-5,
+        mlp_ratio: float = 4.0,
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=eps)
+        self.attn = Attention(dim, num_heads, qk_norm=qk_norm)
+        self.ls1 = LayerScale(dim, layer_scale)
+        self.norm2 = nn.LayerNorm(dim, eps=eps)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.ls2 = LayerScale(dim, layer_scale)
+
+    def forward(
+        self, x: Tensor, rope: Rope | None = None, layout: TokenLayout | None = None
+    ) -> Tensor:
+        x = x + self.ls1(self.attn(self.norm1(x), rope, layout))
+        return x + self.ls2(self.mlp(self.norm2(x)))

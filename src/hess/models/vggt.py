@@ -1,0 +1,192 @@
+"""VGGT: photos in, cameras, depth and a point map out, all in the first camera's frame."""
+
+from dataclasses import asdict, dataclass
+from typing import ClassVar, Literal
+
+from torch import Tensor, nn
+
+from hess.errors import ConfigError, LayoutError
+from hess.geometry.poses import invert_pose
+from hess.models.aggregator import Aggregator
+from hess.models.base import GlobalAttentionSite, Model, Predictions
+from hess.models.camera_head import CameraHead, decode_cameras
+from hess.models.dense_heads import Activation, DPTHead, LinearHead
+from hess.models.dinov2 import DinoVisionTransformer, PatchEmbed
+
+
+@dataclass(frozen=True, kw_only=True)
+class VGGTConfig:
+    """Sizes of a VGGT. The defaults are those of the public VGGT-1B.
+
+    Args:
+        image_size: longest image side in pixels.
+        patch_size: side of a patch in pixels.
+        dim, depth, num_heads: width, frame/global block pairs and heads of the aggregator.
+        num_registers: register tokens per view.
+        layer_scale: initial LayerScale of the aggregator and the camera head.
+        patch_embed: "vit" (DINOv2) or "conv" (a single strided convolution).
+        vit_depth, vit_registers: blocks and register tokens of the DINOv2 encoder, whose width
+            and heads are the aggregator's.
+        camera_trunk_depth, camera_heads, camera_iterations: the camera head.
+        dense_head: "dpt" or "linear".
+        dense_layers: block pairs that the dense heads read (four for "dpt").
+        dpt_features, dpt_out_channels: widths of the DPT head.
+        block_size_q, block_size_kv: default tile of the block-sparse attention, in tokens.
+
+    Raises:
+        ConfigError: sizes that do not fit together.
+    """
+
+    image_size: int = 518
+    patch_size: int = 14
+    dim: int = 1024
+    depth: int = 24
+    num_heads: int = 16
+    num_registers: int = 4
+    layer_scale: float = 0.01
+    patch_embed: Literal["vit", "conv"] = "vit"
+    vit_depth: int = 24
+    vit_registers: int = 4
+    camera_trunk_depth: int = 4
+    camera_heads: int = 16
+    camera_iterations: int = 4
+    dense_head: Literal["dpt", "linear"] = "dpt"
+    dense_layers: tuple[int, ...] = (4, 11, 17, 23)
+    dpt_features: int = 256
+    dpt_out_channels: tuple[int, int, int, int] = (256, 512, 1024, 1024)
+    block_size_q: int = 128
+    block_size_kv: int = 64
+
+    def __post_init__(self) -> None:
+        if self.dim % (4 * self.num_heads):
+            raise ConfigError(
+                f"dim must be a multiple of 4 * num_heads (rotary positions pair channels), "
+                f"found dim {self.dim} with {self.num_heads} heads"
+            )
+        if self.image_size % self.patch_size:
+            raise ConfigError(
+                f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}"
+            )
+        if not self.dense_layers or max(self.dense_layers) >= self.depth:
+            raise ConfigError(
+                f"dense_layers must name block pairs below depth {self.depth}, "
+                f"found {self.dense_layers}"
+            )
+        if self.dense_head == "dpt" and len(self.dense_layers) != 4:
+            raise ConfigError(f"a DPT head reads four layers, found {self.dense_layers}")
+
+    def as_dict(self) -> dict[str, object]:
+        """The configuration as JSON values."""
+        return asdict(self)
+
+
+class VGGT(Model):
+    """Visual Geometry Grounded Transformer (Wang et al. 2025).
+
+    State-dict keys and shapes equal the public checkpoint's, without its tracking head.
+    Confidences are greater than 1 (1 + e^x); only their order carries meaning.
+    """
+
+    camera_weight: ClassVar[float] = 0.5
+
+    def __init__(self, config: VGGTConfig, model_name: str = "vggt") -> None:
+        super().__init__()
+        self.config = config
+        self.model_name = model_name
+        self.image_size = config.image_size
+        self.patch_size = config.patch_size
+        self.num_special = 1 + config.num_registers
+        self.num_heads = config.num_heads
+        self.block_size_q = config.block_size_q
+        self.block_size_kv = config.block_size_kv
+        self.aggregator = Aggregator(
+            _patch_embed(config),
+            patch_size=config.patch_size,
+            dim=config.dim,
+            depth=config.depth,
+            num_heads=config.num_heads,
+            num_registers=config.num_registers,
+            layer_scale=config.layer_scale,
+        )
+        self.camera_head = CameraHead(
+            2 * config.dim,
+            trunk_depth=config.camera_trunk_depth,
+            num_heads=config.camera_heads,
+            layer_scale=config.layer_scale,
+        )
+        self.point_head = _dense_head(config, channels=3, activation="inv_log")
+        self.depth_head = _dense_head(config, channels=1, activation="exp")
+
+    def global_attention_sites(self) -> list[GlobalAttentionSite]:
+        return [
+            GlobalAttentionSite(layer_idx=i, parent=block, attribute="attn")
+            for i, block in enumerate(self.aggregator.global_blocks)
+        ]
+
+    def tokens(self, images: Tensor) -> dict[int, Tensor]:
+        """Aggregated tokens of the block pairs that the heads read: [B, N, tokens, 2*dim] each.
+
+        Raises:
+            LayoutError: images are not [B, N, 3, H, W] with H and W multiples of the patch.
+        """
+        p = self.patch_size
+        if images.ndim != 5 or images.shape[2] != 3 or images.shape[3] % p or images.shape[4] % p:
+            raise LayoutError(
+                f"expected images [batch, views, 3, H, W] with H and W multiples of {p}, found "
+                f"{tuple(images.shape)}; bring photos to the model's size before the forward pass"
+            )
+        return self.aggregator(images, {*self.config.dense_layers, self.config.depth - 1})
+
+    def camera_encodings(self, tokens: dict[int, Tensor]) -> list[Tensor]:
+        """Pose encodings [B, N, 9] after each iteration of the camera head."""
+        camera_tokens = tokens[self.config.depth - 1][:, :, 0]
+        return self.camera_head(camera_tokens, self.config.camera_iterations)
+
+    def forward(self, images: Tensor) -> Predictions:
+        tokens = self.tokens(images)
+        height, width = images.shape[-2:]
+        encoding = self.camera_encodings(tokens)[-1]
+        cam_from_world, intrinsics = decode_cameras(encoding, height, width)
+        depth, depth_confidence = self.depth_head(tokens, self.num_special, height, width)
+        points, point_confidence = self.point_head(tokens, self.num_special, height, width)
+        return Predictions(
+            world_from_cam=invert_pose(cam_from_world),
+            intrinsics=intrinsics,
+            depth=depth.squeeze(-1),
+            depth_confidence=depth_confidence,
+            world_points=points,
+            point_confidence=point_confidence,
+        )
+
+
+def _patch_embed(config: VGGTConfig) -> nn.Module:
+    if config.patch_embed == "conv":
+        return PatchEmbed(config.patch_size, config.dim)
+    return DinoVisionTransformer(
+        image_size=config.image_size,
+        patch_size=config.patch_size,
+        dim=config.dim,
+        depth=config.vit_depth,
+        num_heads=config.num_heads,
+        num_registers=config.vit_registers,
+    )
+
+
+def _dense_head(config: VGGTConfig, *, channels: int, activation: Activation) -> nn.Module:
+    if config.dense_head == "linear":
+        return LinearHead(
+            2 * config.dim,
+            layers=config.dense_layers,
+            channels=channels,
+            patch_size=config.patch_size,
+            activation=activation,
+        )
+    return DPTHead(
+        2 * config.dim,
+        layers=config.dense_layers,
+        channels=channels,
+        patch_size=config.patch_size,
+        activation=activation,
+        features=config.dpt_features,
+        out_channels=config.dpt_out_channels,
+    )
