@@ -14,7 +14,7 @@ PairOrder = Literal["vggt", "pi3"]
 
 
 def pair_errors(
-    pred_world_from_cam: Tensor, true_world_from_cam: Tensor, order: PairOrder = "vggt"
+    pred_world_from_cam: Tensor, gt_world_from_cam: Tensor, order: PairOrder = "vggt"
 ) -> tuple[Tensor, Tensor]:
     """Errors of the relative pose of all unordered pairs i < j of views.
 
@@ -25,7 +25,7 @@ def pair_errors(
 
     Args:
         pred_world_from_cam: [..., N, 4, 4], N >= 2, any scale and world frame.
-        true_world_from_cam: [..., N, 4, 4].
+        gt_world_from_cam: [..., N, 4, 4].
         order: pair order.
 
     Returns:
@@ -36,11 +36,11 @@ def pair_errors(
         LayoutError: shapes differ, are not [..., N, 4, 4], or N < 2.
         ConfigError: unknown pair order.
     """
-    pred, true = pred_world_from_cam.double(), true_world_from_cam.double()
-    if pred.shape != true.shape or pred.ndim < 3 or pred.shape[-3] < 2:
+    pred, gt = pred_world_from_cam.double(), gt_world_from_cam.double()
+    if pred.shape != gt.shape or pred.ndim < 3 or pred.shape[-3] < 2:
         raise LayoutError(
             "pair errors need two pose tensors of the same shape [..., N >= 2, 4, 4], found "
-            f"{tuple(pred.shape)} and {tuple(true.shape)}"
+            f"{tuple(pred.shape)} and {tuple(gt.shape)}"
         )
     if order not in ("vggt", "pi3"):
         raise ConfigError(f"pair order must be 'vggt' or 'pi3', found {order!r}")
@@ -52,9 +52,9 @@ def pair_errors(
         cam_from_world = invert_pose(world_from_cam)
         return cam_from_world[..., first, :, :] @ world_from_cam[..., second, :, :]
 
-    pred_pair, true_pair = relative(pred), relative(true)
-    rotation = rotation_angle_deg(true_pair[..., :3, :3].mT @ pred_pair[..., :3, :3])
-    translation = _direction_angle_deg(pred_pair[..., :3, 3], true_pair[..., :3, 3])
+    pred_pair, gt_pair = relative(pred), relative(gt)
+    rotation = rotation_angle_deg(gt_pair[..., :3, :3].mT @ pred_pair[..., :3, :3])
+    translation = _direction_angle_deg(pred_pair[..., :3, 3], gt_pair[..., :3, 3])
     return rotation, torch.minimum(translation, 180 - translation)
 
 
@@ -101,24 +101,24 @@ class TrajectoryError:
     relative: float
 
 
-def trajectory_error(pred_world_from_cam: Tensor, true_world_from_cam: Tensor) -> TrajectoryError:
+def trajectory_error(pred_world_from_cam: Tensor, gt_world_from_cam: Tensor) -> TrajectoryError:
     """ATE of [N, 4, 4] predicted poses against [N, 4, 4] true ones, in float64.
 
     Raises:
         LayoutError: shapes differ or are not [N, 4, 4].
         AlignmentError: centres are fewer than three, on a line, or all in one place.
     """
-    if pred_world_from_cam.shape != true_world_from_cam.shape or pred_world_from_cam.ndim != 3:
+    if pred_world_from_cam.shape != gt_world_from_cam.shape or pred_world_from_cam.ndim != 3:
         raise LayoutError(
             "the trajectory error needs two pose tensors of the same shape [N, 4, 4], found "
-            f"{tuple(pred_world_from_cam.shape)} and {tuple(true_world_from_cam.shape)}"
+            f"{tuple(pred_world_from_cam.shape)} and {tuple(gt_world_from_cam.shape)}"
         )
     pred = camera_centers(pred_world_from_cam.double())
-    true = camera_centers(true_world_from_cam.double())
-    length = float((true[1:] - true[:-1]).norm(dim=-1).sum())
+    gt = camera_centers(gt_world_from_cam.double())
+    length = float((gt[1:] - gt[:-1]).norm(dim=-1).sum())
     if length == 0:
         raise AlignmentError("the true cameras never move, so there is no trajectory to compare")
-    residual = umeyama(pred, true).apply(pred) - true
+    residual = umeyama(pred, gt).apply(pred) - gt
     rmse = float(residual.square().sum(-1).mean().sqrt())
     return TrajectoryError(rmse=rmse, relative=rmse / length)
 

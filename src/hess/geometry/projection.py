@@ -27,10 +27,9 @@ def unproject_depth(depth: Tensor, intrinsics: Tensor, world_from_cam: Tensor) -
     if depth.ndim < 2:
         raise LayoutError(f"depth must have shape [..., H, W], found {tuple(depth.shape)}")
     height, width = depth.shape[-2:]
-    options = {"dtype": intrinsics.dtype, "device": depth.device}
-    v, u = torch.meshgrid(
-        torch.arange(height, **options) + 0.5, torch.arange(width, **options) + 0.5, indexing="ij"
-    )
+    rows = torch.arange(height, dtype=depth.dtype, device=depth.device) + 0.5
+    columns = torch.arange(width, dtype=depth.dtype, device=depth.device) + 0.5
+    v, u = torch.meshgrid(rows, columns, indexing="ij")
     fx, skew, cx = (intrinsics[..., 0, i, None, None] for i in range(3))
     fy, cy = intrinsics[..., 1, 1, None, None], intrinsics[..., 1, 2, None, None]
     y = (v - cy) / fy
@@ -40,9 +39,7 @@ def unproject_depth(depth: Tensor, intrinsics: Tensor, world_from_cam: Tensor) -
     return in_cam @ rotation.mT[..., None, :, :] + center[..., None, None, :]
 
 
-def project(
-    points: Tensor, intrinsics: Tensor, cam_from_world: Tensor
-) -> tuple[Tensor, Tensor]:
+def project(points: Tensor, intrinsics: Tensor, cam_from_world: Tensor) -> tuple[Tensor, Tensor]:
     """Pixel coordinates and z-depth of world points; the inverse of :func:`unproject_depth`.
 
     A point in the plane of the camera's centre has no pixel (infinite or NaN coordinates); a

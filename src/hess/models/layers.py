@@ -7,10 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hess.attention.dense import dense_attention
 from hess.attention.layout import TokenLayout
 
 Rope = tuple[Tensor, Tensor]
-"""Cosines and sines of the rotary angles, each [tokens, head_dim]."""
+"""Cosines and signed sines of the rotary angles, each [tokens, head_dim]."""
 
 
 def rope_tables(positions: Tensor, head_dim: int, base: float = 100.0) -> Rope:
@@ -25,13 +26,14 @@ def rope_tables(positions: Tensor, head_dim: int, base: float = 100.0) -> Rope:
         base: longest wavelength / 2 pi, in patches.
 
     Returns:
-        fp32 cosines and sines, [tokens, head_dim].
+        fp32 cosines and sines, [tokens, head_dim]; the sines carry the sign of the rotation.
     """
     quarter = head_dim // 4
     exponent = torch.arange(quarter, dtype=torch.float32, device=positions.device) / quarter
     angles = positions.float()[:, :, None] * base**-exponent
-    angles = torch.cat([angles, angles], dim=-1).flatten(1)
-    return angles.cos(), angles.sin()
+    cos = torch.cat([angles.cos(), angles.cos()], dim=-1)
+    sin = torch.cat([-angles.sin(), angles.sin()], dim=-1)
+    return cos.flatten(1), sin.flatten(1)
 
 
 def patch_positions(grid_h: int, grid_w: int, num_special: int, device: torch.device) -> Tensor:
@@ -46,7 +48,7 @@ def apply_rope(x: Tensor, rope: Rope) -> Tensor:
     """Rotate ``x`` [..., tokens, head_dim] by the angles of :func:`rope_tables`."""
     cos, sin = rope
     a, b, c, d = x.chunk(4, dim=-1)
-    return x * cos + torch.cat([-b, a, -d, c], dim=-1) * sin
+    return x * cos + torch.cat([b, a, d, c], dim=-1) * sin
 
 
 class Attention(nn.Module):
@@ -83,7 +85,7 @@ class Attention(nn.Module):
         self, x: Tensor, rope: Rope | None = None, layout: TokenLayout | None = None
     ) -> Tensor:
         """Dense attention over ``x`` [B, S, dim]; ``layout`` serves sparse replacements only."""
-        return self.merge(F.scaled_dot_product_attention(*self.project(x, rope)))
+        return self.merge(dense_attention(*self.project(x, rope)))
 
 
 class LayerScale(nn.Module):

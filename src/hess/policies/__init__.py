@@ -1,0 +1,11 @@
+"""Rules that say which blocks of each head's attention are computed."""
+
+from hess.policies.base import Policy
+from hess.policies.dense import Dense
+from hess.policies.hess import HeSS
+from hess.policies.no_reallocation import NoReallocation
+from hess.policies.random_scores import RandomScores
+from hess.policies.reverse import Reverse
+from hess.policies.uniform import Uniform
+
+__all__ = ["Dense", "HeSS", "NoReallocation", "Policy", "RandomScores", "Reverse", "Uniform"]

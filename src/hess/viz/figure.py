@@ -1,9 +1,6 @@
-"""Figures without global state: make one, turn it into PNG bytes, write a file in one piece."""
+"""Figures without global state: make one, turn it into the bytes of a PNG file."""
 
 import io
-import os
-import tempfile
-from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -39,7 +36,10 @@ def figure_png(figure: Figure, dpi: int = 150) -> bytes:
     """The figure as a PNG file's bytes; the same figure gives the same bytes."""
     buffer = io.BytesIO()
     figure.savefig(
-        buffer, format="png", dpi=dpi, facecolor=figure.get_facecolor(),
+        buffer,
+        format="png",
+        dpi=dpi,
+        facecolor=figure.get_facecolor(),
         metadata={"Software": None},
     )
     return buffer.getvalue()
@@ -60,25 +60,3 @@ def image_png(image: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, format="png", optimize=True)
     return buffer.getvalue()
-
-
-def write_atomically(path: str | Path, data: bytes) -> Path:
-    """Write ``data`` to ``path`` so that a reader sees the old file or the whole new one.
-
-    Missing parent folders are made.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        # mkstemp makes private files; a report is meant to be shared like any other.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-    return path

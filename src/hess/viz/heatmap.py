@@ -16,8 +16,8 @@ _INK = LinearSegmentedColormap.from_list(
 
 
 def head_heatmap(
-    camera_score: ArrayLike,
-    point_score: ArrayLike,
+    camera_score: ArrayLike | None,
+    point_score: ArrayLike | None,
     *,
     camera_weight: float | None = None,
     theme: Theme = LIGHT,
@@ -28,25 +28,30 @@ def head_heatmap(
     share of a head in a layer without specialists; the colour bar marks it.
 
     Args:
-        camera_score, point_score: [layers, heads], at least 0.
+        camera_score, point_score: [layers, heads], at least 0; None leaves its column out.
         camera_weight: draw a third column Mix = w * Cam + (1 - w) * PC; 0 to 1.
         theme: colours around the data.
 
     Raises:
-        LayoutError: the scores are not two finite, non-negative [layers, heads] arrays.
-        ConfigError: camera_weight outside 0 to 1.
+        LayoutError: scores are not finite, non-negative [layers, heads] arrays of one shape.
+        ConfigError: no scores, or camera_weight without both scores or outside 0 to 1.
     """
-    camera, point = np.asarray(camera_score, float), np.asarray(point_score, float)
-    if camera.shape != point.shape or camera.ndim != 2 or 0 in camera.shape:
+    given = {"Cam": camera_score, "PC": point_score}
+    columns = {name: np.asarray(x, float) for name, x in given.items() if x is not None}
+    if not columns:
+        raise ConfigError("the heat map needs the camera score, the point score, or both")
+    shapes = {score.shape for score in columns.values()}
+    if len(shapes) > 1 or any(len(shape) != 2 or 0 in shape for shape in shapes):
         raise LayoutError(
-            "the heat map needs camera and point scores of one shape [layers, heads], found "
-            f"{camera.shape} and {point.shape}"
+            f"the heat map needs scores of one shape [layers, heads], found {sorted(shapes)}"
         )
-    columns = {"Cam": camera, "PC": point}
     if camera_weight is not None:
-        if not 0 <= camera_weight <= 1:
-            raise ConfigError(f"camera_weight must be between 0 and 1, found {camera_weight}")
-        columns["Mix"] = camera_weight * camera + (1 - camera_weight) * point
+        if len(columns) < 2 or not 0 <= camera_weight <= 1:
+            raise ConfigError(
+                "the mixed column needs both scores and a camera_weight between 0 and 1, found "
+                f"{list(columns)} and {camera_weight}"
+            )
+        columns["Mix"] = camera_weight * columns["Cam"] + (1 - camera_weight) * columns["PC"]
     scores = np.stack(list(columns.values()), axis=1)
     if not np.isfinite(scores).all() or (scores < 0).any():
         raise LayoutError("the heat map needs finite scores of at least 0")
@@ -71,11 +76,12 @@ def head_heatmap(
         )
     _label(axes, scores, list(columns), theme)
     bar = figure.colorbar(mesh, ax=axes, fraction=0.04, pad=0.015, aspect=24)
-    bar.set_label("share of the layer's sensitivity", color=theme.text, fontsize=9)
+    bar.set_label(
+        "share of the layer's sensitivity\n(blue line: equal share)", color=theme.text, fontsize=9
+    )
     bar.ax.tick_params(colors=theme.muted, labelsize=8)
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
     bar.ax.axhline(1 / num_heads, color="#0072b2", linewidth=2)
-    bar.ax.set_title("blue line:\nequal share", fontsize=7, color=theme.muted, pad=6)
     return figure
 
 

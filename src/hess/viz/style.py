@@ -21,7 +21,7 @@ _POLICIES = {
     "dense": PolicyStyle(label="Dense", color="#7a7a7a", marker="", order=0),
     "uniform": PolicyStyle(label="Uniform", color="#0072b2", marker="s", order=1),
     "hess": PolicyStyle(label="HeSS", color="#d55e00", marker="o", order=2),
-    "hess-without-reallocation": PolicyStyle(
+    "no_reallocation": PolicyStyle(
         label="HeSS, no reallocation", color="#e69f00", marker="v", order=3
     ),
     "reverse": PolicyStyle(label="Reverse", color="#009e73", marker="^", order=4),
@@ -33,10 +33,9 @@ _OTHER_MARKERS = ("P", "X", "*", "h", "<", ">")
 
 def policy_style(name: str) -> PolicyStyle:
     """Style of a policy by its name; a name unknown here gets a stable look of its own."""
-    key = name.lower().replace("_", "-")
-    if key in _POLICIES:
-        return _POLICIES[key]
-    pick = sum(key.encode()) % len(_OTHER_COLORS)
+    if name in _POLICIES:
+        return _POLICIES[name]
+    pick = sum(name.encode()) % len(_OTHER_COLORS)
     return PolicyStyle(
         label=name, color=_OTHER_COLORS[pick], marker=_OTHER_MARKERS[pick], order=100 + pick
     )

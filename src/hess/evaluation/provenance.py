@@ -1,0 +1,67 @@
+"""Where a result came from: source commit, package version, machine."""
+
+import os
+import platform
+import subprocess
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+_SOURCE_FOLDER = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """Recorded with every result.
+
+    Args:
+        commit: git commit of the source, or "unknown" outside a checkout.
+        dirty: whether tracked files differ from that commit; None when it is unknown.
+        machine: platform, CPU count, versions of torch and of this package.
+    """
+
+    commit: str
+    dirty: bool | None
+    machine: dict[str, object]
+
+    def as_dict(self) -> dict[str, object]:
+        """JSON values of all fields."""
+        return asdict(self)
+
+
+def provenance() -> Provenance:
+    """Provenance of the running package on this machine."""
+    commit, dirty = "unknown", None
+    # The package may be installed inside somebody else's repository: only its own tracked files
+    # make a commit speak for it.
+    if _git("ls-files", "--error-unmatch", "__init__.py") is not None:
+        commit = _git("rev-parse", "HEAD") or "unknown"
+        dirty = bool(_git("status", "--porcelain", "--untracked-files=no"))
+    try:
+        package = version("hess-vggt")
+    except PackageNotFoundError:
+        package = "unknown"
+    machine: dict[str, object] = {
+        "platform": platform.platform(),
+        "cpu_count": os.cpu_count(),
+        "torch": torch.__version__,
+        "package": package,
+    }
+    return Provenance(commit=commit, dirty=dirty, machine=machine)
+
+
+def _git(*arguments: str) -> str | None:
+    """Output of a git command on the source folder; None when git is absent or refuses."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(_SOURCE_FOLDER), *arguments],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

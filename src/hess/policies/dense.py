@@ -1,0 +1,22 @@
+"""The model as it is: nothing is dropped."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dense:
+    """Full attention in every layer; the reference of every comparison."""
+
+    name: ClassVar[str] = "dense"
+
+    def settings(self) -> dict[str, object]:
+        return {}
+
+    def check_model(self, num_layers: int, num_heads: int) -> None:
+        """Any model will do."""
+
+    def block_mask(self, block_probs: Tensor, layer_idx: int) -> None:
+        return None

@@ -1,0 +1,24 @@
+"""Control: the scores the wrong way round (Sec. 4.6)."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from hess.policies.scored import ScoredPolicy
+
+
+@dataclass(frozen=True, eq=False)
+class Reverse(ScoredPolicy):
+    """HeSS with the ranking of each layer inverted; arguments as :class:`ScoredPolicy`.
+
+    The highest score goes to the least sensitive head, the second highest to the second least
+    sensitive, and so on: the same set of budgets, given to the wrong heads.
+    """
+
+    name: ClassVar[str] = "reverse"
+
+    def _arrange(self, scores: Tensor) -> Tensor:
+        values, order = torch.sort(scores, dim=-1, stable=True)
+        return torch.empty_like(scores).scatter_(-1, order, values.flip(-1))

@@ -1,0 +1,273 @@
+"""Make the global attention of a model block-sparse, and dense again."""
+
+from collections.abc import Collection
+from types import TracebackType
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hess.attention.block_sparse import block_sparse_attention, check_backend, resolve_backend
+from hess.attention.layout import TokenLayout
+from hess.attention.pooling import block_probs, num_blocks
+from hess.attention.sparsity import block_sparsity, flop_saving
+from hess.errors import AlreadySparsifiedError, ConfigError, HessError, LayoutError
+from hess.models.base import GlobalAttentionSite, Model
+from hess.models.layers import Attention, Rope
+from hess.policies.base import Policy
+
+
+class SparsityStats:
+    """What was dropped, averaged over all scenes seen, per global layer and head.
+
+    Layers that were left dense count with 0. All numbers raise :class:`HessError` until every
+    sparsified layer has run once.
+
+    Args:
+        num_layers, num_heads: global layers of the model and heads in each.
+        layers: the layers that are sparsified.
+    """
+
+    def __init__(self, num_layers: int, num_heads: int, layers: Collection[int]) -> None:
+        self.layers = tuple(sorted(layers))
+        self._size = num_layers, num_heads
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all scenes."""
+        self._scenes = [0] * self._size[0]
+        self._block_sparsity = torch.zeros(self._size, dtype=torch.float64)
+        self._flop_saving = torch.zeros(self._size, dtype=torch.float64)
+        self._backends: set[str] = set()
+
+    def record(
+        self, layer_idx: int, block_sparsity: Tensor, flop_saving: Tensor, backend: str
+    ) -> None:
+        """Add one forward pass of a layer: two measures [B, heads] and the backend that ran."""
+        self._scenes[layer_idx] += len(block_sparsity)
+        self._block_sparsity[layer_idx] += block_sparsity.sum(0).cpu()
+        self._flop_saving[layer_idx] += flop_saving.sum(0).cpu()
+        self._backends.add(backend)
+
+    def _mean(self, sums: Tensor) -> Tensor:
+        if 0 in (self._scenes[i] for i in self.layers):
+            raise HessError(
+                "no sparsity has been measured: run the model inside sparsify() before asking"
+            )
+        return sums / torch.tensor(self._scenes).clamp_min(1)[:, None]
+
+    @property
+    def num_scenes(self) -> int:
+        """Scenes (batch elements) seen so far."""
+        return max(self._scenes)
+
+    @property
+    def backends(self) -> tuple[str, ...]:
+        """The backends that ran, by name."""
+        return tuple(sorted(self._backends))
+
+    @property
+    def block_sparsity_per_head(self) -> Tensor:
+        """Mean dropped share of the block map: float64 [layers, heads]."""
+        return self._mean(self._block_sparsity)
+
+    @property
+    def flop_saving_per_head(self) -> Tensor:
+        """Mean dropped share of all attention products: float64 [layers, heads]."""
+        return self._mean(self._flop_saving)
+
+    @property
+    def block_sparsity(self) -> float:
+        """Mean of :attr:`block_sparsity_per_head` over layers and heads."""
+        return self.block_sparsity_per_head.mean().item()
+
+    @property
+    def flop_saving(self) -> float:
+        """Mean of :attr:`flop_saving_per_head` over layers and heads."""
+        return self.flop_saving_per_head.mean().item()
+
+    def as_dict(self) -> dict[str, object]:
+        """All of it as JSON values."""
+        return {
+            "num_scenes": self.num_scenes,
+            "layers": list(self.layers),
+            "backends": list(self.backends),
+            "block_sparsity": self.block_sparsity,
+            "flop_saving": self.flop_saving,
+            "block_sparsity_per_head": self.block_sparsity_per_head.tolist(),
+            "flop_saving_per_head": self.flop_saving_per_head.tolist(),
+        }
+
+    def __str__(self) -> str:
+        lines = [
+            f"block sparsity {self.block_sparsity:.1%}, flop saving {self.flop_saving:.1%} "
+            f"over {self.num_scenes} scenes",
+            "block sparsity / flop saving in %, a line per global layer, a column per head",
+        ]
+        pairs = zip(self.block_sparsity_per_head, self.flop_saving_per_head, strict=True)
+        for layer_idx, (blocks, flops) in enumerate(pairs):
+            cells = (f"{100 * b:3.0f}/{100 * f:<3.0f}" for b, f in zip(blocks, flops, strict=True))
+            lines.append(f"{layer_idx + 1:3d}: {' '.join(cells)}")
+        return "\n".join(lines)
+
+
+class SparseAttention(nn.Module):
+    """Stands in for a global :class:`Attention`; shares its submodules, so its weights."""
+
+    def __init__(
+        self,
+        dense: Attention,
+        layer_idx: int,
+        policy: Policy,
+        block_size_q: int,
+        block_size_kv: int,
+        backend: str,
+        stats: SparsityStats,
+    ) -> None:
+        super().__init__()
+        for name, child in dense.named_children():
+            self.add_module(name, child)
+        self.training = dense.training
+        # In a tuple, so that it is no submodule and adds no keys to the state dict.
+        self._dense = (dense,)
+        self._layer_idx = layer_idx
+        self._policy = policy
+        self._block_sizes = block_size_q, block_size_kv
+        self._backend = backend
+        self._stats = stats
+
+    @property
+    def dense(self) -> Attention:
+        """The attention that this one replaces."""
+        return self._dense[0]
+
+    def forward(
+        self, x: Tensor, rope: Rope | None = None, layout: TokenLayout | None = None
+    ) -> Tensor:
+        """Block-sparse attention over ``x`` [B, S, dim] in the order of ``layout``.
+
+        Raises:
+            LayoutError: ``layout`` is missing or does not fit ``x``.
+        """
+        if layout is None:
+            raise LayoutError("a sparse global attention needs the token layout, found None")
+        q, k, v = self.dense.project(x, rope)
+        probs = block_probs(q, k, layout, *self._block_sizes)
+        mask = self._policy.block_mask(probs, self._layer_idx)
+        if mask is None:
+            nothing = torch.zeros(q.shape[:2], dtype=torch.float64)
+            self._stats.record(self._layer_idx, nothing, nothing, "dense")
+            return self.dense.merge(F.scaled_dot_product_attention(q, k, v))
+        backend = resolve_backend(self._backend, layout)
+        out = block_sparse_attention(q, k, v, mask, layout, *self._block_sizes, backend=backend)
+        self._stats.record(
+            self._layer_idx,
+            block_sparsity(mask, layout, self._block_sizes[1]),
+            flop_saving(mask, layout, *self._block_sizes),
+            backend,
+        )
+        return self.dense.merge(out)
+
+
+class SparseRun:
+    """A sparsified model: dense again on leaving the ``with`` block or after :meth:`restore`.
+
+    Attributes:
+        stats: what was dropped so far.
+        policy: the policy in force.
+    """
+
+    def __init__(
+        self,
+        replaced: list[tuple[GlobalAttentionSite, SparseAttention]],
+        stats: SparsityStats,
+        policy: Policy,
+    ) -> None:
+        self._replaced = replaced
+        self.stats = stats
+        self.policy = policy
+
+    def restore(self) -> None:
+        """Put the dense attentions back. Doing it again changes nothing."""
+        while self._replaced:
+            site, sparse = self._replaced.pop()
+            sparse.dense.training = sparse.training
+            setattr(site.parent, site.attribute, sparse.dense)
+
+    def __enter__(self) -> "SparseRun":
+        if not self._replaced:
+            raise HessError("this run has been restored; call sparsify() again")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.restore()
+
+
+def sparsify(
+    model: Model,
+    policy: Policy,
+    *,
+    layers: Collection[int] | None = None,
+    block_size_q: int | None = None,
+    block_size_kv: int | None = None,
+    backend: str = "auto",
+) -> SparseRun:
+    """Replace the global attentions of ``model`` by block-sparse ones, for inference.
+
+    The change is a swap of modules: weights and state-dict keys stay, and restoring puts the very
+    same modules back.
+
+    Args:
+        model: changed in place until restored.
+        policy: says which blocks each head computes.
+        layers: global layers to make sparse, from 0; None: all.
+        block_size_q, block_size_kv: tokens per block; None: the model's default.
+        backend: how masks are computed, see ``attention.block_sparse``.
+
+    Returns:
+        A handle with ``stats`` and ``restore()``, to be used in a ``with`` statement or as is.
+
+    Raises:
+        AlreadySparsifiedError: the model is sparsified already.
+        ProfileError: the policy was made for another number of layers or heads.
+        ConfigError: unknown layer or backend, or a block size below 1.
+    """
+    sites = model.global_attention_sites()
+    if any(isinstance(site.module, SparseAttention) for site in sites):
+        raise AlreadySparsifiedError(
+            "this model is sparsified already; leave the first sparsify() or call its restore()"
+        )
+    policy.check_model(len(sites), model.num_heads)
+    check_backend(backend)
+    chosen = set(range(len(sites)) if layers is None else layers)
+    if not chosen or not chosen <= set(range(len(sites))):
+        raise ConfigError(
+            f"layers must name at least one of the global layers 0 to {len(sites) - 1}, "
+            f"found {sorted(chosen)}"
+        )
+    size_q = model.block_size_q if block_size_q is None else block_size_q
+    size_kv = model.block_size_kv if block_size_kv is None else block_size_kv
+    for size in (size_q, size_kv):
+        num_blocks(0, size)
+
+    stats = SparsityStats(len(sites), model.num_heads, chosen)
+    replaced = []
+    for site in sites:
+        if site.layer_idx in chosen:
+            dense = site.module
+            if not isinstance(dense, Attention):
+                raise ConfigError(
+                    f"global layer {site.layer_idx} must be an Attention, found {type(dense)}"
+                )
+            sparse = SparseAttention(
+                dense, site.layer_idx, policy, size_q, size_kv, backend, stats
+            )
+            replaced.append((site, sparse))
+    for site, sparse in replaced:
+        setattr(site.parent, site.attribute, sparse)
+    return SparseRun(replaced, stats, policy)

@@ -1,0 +1,283 @@
+"""Train ``nano``, the small VGGT that ships with the package, from scratch on procedural scenes."""
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from hess.datasets.procedural import Procedural, ProceduralConfig, SceneBatch
+from hess.errors import CheckpointError, ConfigError
+from hess.evaluation.pose_metrics import auc, pair_errors
+from hess.models.vggt import VGGT, VGGTConfig
+from hess.training.losses import MatchingLoss, camera_loss, confident_loss, make_targets
+from hess.training.muon import Muon
+from hess.training.pool import ScenePool
+
+NANO = VGGTConfig(
+    image_size=48,
+    patch_size=8,
+    dim=128,
+    depth=6,
+    num_heads=8,
+    num_registers=2,
+    layer_scale=0.25,
+    patch_embed="vit",
+    vit_depth=1,
+    vit_registers=1,
+    camera_trunk_depth=2,
+    camera_heads=8,
+    dense_head="linear",
+    dense_layers=(2, 5),
+    block_size_q=6,
+    block_size_kv=6,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """What decides the trained weights, together with the machine's arithmetic.
+
+    Args:
+        steps: optimiser steps in all.
+        seed: of the initial weights, the scenes and their order.
+        frames_per_step: images per step, a multiple of 24.
+        matching: weight of the matching loss over all layers; 0 leaves it out.
+        muon_lr: of the block matrices.
+        adam_lr: of everything else.
+        decay_from: share of the steps after which the learning rates fall linearly.
+        reuse: times each rendered scene is used.
+
+    Raises:
+        ConfigError: a value is out of range.
+    """
+
+    steps: int = 9_000
+    seed: int = 0
+    frames_per_step: int = 48
+    matching: float = 1.0
+    muon_lr: float = 0.02
+    adam_lr: float = 1.5e-3
+    decay_from: float = 0.5
+    reuse: int = 3
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.reuse < 1 or not 0 < self.decay_from <= 1:
+            raise ConfigError(
+                "training needs steps >= 1, reuse >= 1 and 0 < decay_from <= 1, found "
+                f"{self.steps}, {self.reuse} and {self.decay_from}"
+            )
+        if self.frames_per_step % 24 or self.frames_per_step < 24:
+            raise ConfigError(
+                f"frames_per_step must be a multiple of 24, found {self.frames_per_step}"
+            )
+
+    def learning_rate(self, step: int) -> float:
+        """Factor on both learning rates: warm-up over 100 steps, constant, linear decay."""
+        done = step / self.steps
+        decay = 1.0 if done < self.decay_from else (1 - done) / (1 - self.decay_from)
+        return min(1.0, (step + 1) / 100) * max(0.02, decay)
+
+    def views(self, step: int) -> int:
+        """Views per scene: few at first, up to eight later, in a fixed rotation."""
+        choices = (3, 4) if step < 0.3 * self.steps else (4, 6, 8)
+        return choices[step % len(choices)]
+
+
+class Trainer:
+    """Weights, optimisers and scene pool; ``run`` trains, saves and resumes.
+
+    Args:
+        config: see :class:`TrainingConfig`.
+        folder: where ``log.jsonl`` and ``checkpoint.pt`` go; a checkpoint there is resumed.
+        device: "cpu" or "cuda".
+
+    Raises:
+        CheckpointError: the folder's checkpoint belongs to another configuration.
+    """
+
+    def __init__(
+        self, config: TrainingConfig, folder: Path, device: torch.device | str = "cpu"
+    ) -> None:
+        self.config = config
+        self.folder = folder
+        self.device = torch.device(device)
+        self.step = 0
+        self.seconds = 0.0
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            self.model = VGGT(NANO, model_name="nano").to(self.device)
+            _initialise(self.model)
+            self.matching = MatchingLoss(NANO.dim, NANO.depth).to(self.device)
+        self.modules = nn.ModuleDict({"model": self.model, "matching": self.matching})
+        matrices, others = _split_parameters(self.modules)
+        self.optimizers: list[torch.optim.Optimizer] = [
+            Muon(matrices, lr=config.muon_lr),
+            torch.optim.AdamW(others, lr=config.adam_lr, betas=(0.9, 0.97), weight_decay=0.0),
+        ]
+        scenes = Procedural(2**40, 8, "train", seed=config.seed, config=ProceduralConfig())
+        self.pool = ScenePool(scenes, seed=config.seed, reuse=config.reuse)
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.checkpoint.exists():
+            self._resume()
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / "checkpoint.pt"
+
+    def run(
+        self,
+        *,
+        log_every: int = 50,
+        evaluate_every: int = 500,
+        progress: Callable[[int, int, dict[str, float]], None] | None = None,
+    ) -> None:
+        """Train to the last step; every ``evaluate_every`` steps evaluate, log and save."""
+        for losses in self._steps():
+            last = self.step == self.config.steps
+            if self.step % log_every == 0 or last:
+                row = {"step": self.step, "seconds": round(self.seconds, 1), **losses}
+                if self.step % evaluate_every == 0 or last:
+                    row |= validate(self.model)
+                    self._save()
+                with (self.folder / "log.jsonl").open("a") as log:
+                    log.write(json.dumps(row) + "\n")
+                if progress is not None:
+                    progress(self.step, self.config.steps, row)
+
+    def _steps(self) -> Iterator[dict[str, float]]:
+        average: dict[str, float] = {}
+        while self.step < self.config.steps:
+            start = time.perf_counter()
+            for key, value in self._train_step().items():
+                average[key] = 0.95 * average.get(key, value) + 0.05 * value
+            self.step += 1
+            self.seconds += time.perf_counter() - start
+            yield {key: round(value, 5) for key, value in average.items()}
+
+    def _train_step(self) -> dict[str, float]:
+        config = self.config
+        views = config.views(self.step)
+        batch = self.pool.draw(config.frames_per_step // views, views)
+        batch = SceneBatch(**{k: v.to(self.device) for k, v in vars(batch).items()})
+        losses = self._losses(batch)
+        total = (
+            losses["points"]
+            + losses["depth"]
+            + 5 * losses["camera"]
+            + config.matching * losses.get("matching", 0)
+        )
+        total.backward()
+        nn.utils.clip_grad_norm_(self.modules.parameters(), 1.0)
+        factor = config.learning_rate(self.step)
+        for optimizer, lr in zip(self.optimizers, (config.muon_lr, config.adam_lr), strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = lr * factor
+            optimizer.step()
+            optimizer.zero_grad()
+        return {key: float(value.detach()) for key, value in losses.items()}
+
+    def _losses(self, batch: SceneBatch) -> dict[str, Tensor]:
+        model, special = self.model, self.model.num_special
+        targets = make_targets(batch)
+        size = batch.images.shape[-1]
+        with torch.autocast(self.device.type, torch.bfloat16):
+            kept = range(NANO.depth) if self.config.matching else NANO.dense_layers
+            tokens = model.aggregator(batch.images, kept)
+            encodings = model.camera_encodings(tokens)
+            depth, depth_confidence = model.depth_head(tokens, special, size, size)
+            points, point_confidence = model.point_head(tokens, special, size, size)
+        distance = (points - targets.points).square().sum(-1).add(1e-8).sqrt()
+        losses = {
+            "camera": camera_loss(encodings, targets.encoding),
+            "points": confident_loss(distance, point_confidence),
+            "depth": confident_loss((depth[..., 0] - targets.depth).abs(), depth_confidence),
+        }
+        if self.config.matching:
+            layers = [tokens[i][:, :, special:, NANO.dim :] for i in range(NANO.depth)]
+            losses["matching"] = self.matching(layers, _patch_means(targets.points))
+        return losses
+
+    def _save(self) -> None:
+        state = {
+            "config": asdict(self.config),
+            "step": self.step,
+            "seconds": self.seconds,
+            "modules": self.modules.state_dict(),
+            "optimizers": [o.state_dict() for o in self.optimizers],
+            "pool": self.pool.state(),
+        }
+        temporary = self.checkpoint.with_suffix(".tmp")
+        torch.save(state, temporary)
+        os.replace(temporary, self.checkpoint)
+
+    def _resume(self) -> None:
+        state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
+        # A run may be given more or fewer steps; the learning rate then follows the new plan.
+        found = {**state["config"], "steps": self.config.steps}
+        if found != asdict(self.config):
+            raise CheckpointError(
+                f"{self.checkpoint} was made with {state['config']}, asked for "
+                f"{asdict(self.config)}; use another folder or the same settings"
+            )
+        self.step, self.seconds = state["step"], state["seconds"]
+        self.modules.load_state_dict(state["modules"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.pool.restore(state["pool"])
+
+
+@torch.no_grad()
+def validate(model: VGGT, *, num_scenes: int = 64, num_views: int = 8) -> dict[str, float]:
+    """AUC@30 and point error on training-split scenes that no run trains on (seed 2^20 - 1)."""
+    scenes = Procedural(num_scenes, num_views, "train", seed=2**20 - 1)
+    device = next(model.parameters()).device
+    aucs, errors = [], []
+    for start in range(0, num_scenes, 16):
+        batch = scenes.render(range(start, start + 16), device)
+        targets = make_targets(batch)
+        with torch.autocast(device.type, torch.bfloat16):
+            out = model(batch.images)
+        rotation, translation = pair_errors(out.world_from_cam, batch.world_from_cam)
+        aucs.append(auc(torch.maximum(rotation, translation), 30))
+        errors.append((out.world_points - targets.points).norm(dim=-1).mean())
+    return {
+        "val_auc_30": float(torch.cat(aucs).mean()),
+        "val_point_error": float(torch.stack(errors).mean()),
+    }
+
+
+def _patch_means(points: Tensor) -> Tensor:
+    """Mean point of each patch: [B, N, S, S, 3] to [B, N, P, 3]."""
+    grid = points.shape[2] // NANO.patch_size
+    cells = points.unflatten(3, (grid, -1)).unflatten(2, (grid, -1))
+    return cells.mean(dim=(3, 5)).flatten(2, 3)
+
+
+def _initialise(model: VGGT) -> None:
+    """Small outputs of every residual branch, and cameras that start near a plausible one."""
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 2 and name.endswith(("fc2.weight", "attn.proj.weight")):
+            nn.init.normal_(parameter, std=0.02)
+    last = model.camera_head.pose_branch.fc2
+    nn.init.normal_(last.weight, std=0.01)
+    nn.init.zeros_(last.bias)
+    with torch.no_grad():
+        # Four iterations add up to quaternion w = 1 and about 65 degrees of view; the field of
+        # view passes a ReLU and would never learn from a negative start.
+        last.bias[6:] = torch.tensor([1.0, 1.1, 1.1]) / model.config.camera_iterations
+
+
+def _split_parameters(modules: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Matrices of the transformer blocks and dense heads for Muon; everything else for AdamW."""
+    matrices, others = [], []
+    for name, parameter in modules.named_parameters():
+        inside = any(part in name for part in ("blocks.", "point_head.mlp", "depth_head.mlp"))
+        (matrices if inside and name.endswith("weight") and parameter.ndim == 2 else others).append(
+            parameter
+        )
+    return matrices, others

@@ -1,0 +1,256 @@
+"""The HTML report: one self-contained page with pictures, numbers and their provenance."""
+
+import base64
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
+
+from hess.errors import ConfigError
+from hess.evaluation.files import write_atomically
+from hess.viz.figure import figure_png
+from hess.viz.heatmap import head_heatmap
+from hess.viz.page import GLOSSARY, PAGE, STYLE
+from hess.viz.style import DARK, LIGHT, Theme, metric_label
+from hess.viz.table import results_table, signed, verdict
+from hess.viz.tradeoff import metric_figure, paired_figure
+
+Row = Mapping[str, Any]
+DEFAULT_INTRO = (
+    "A transformer that turns photos into cameras and a 3D point map spends most of its time in "
+    "global attention. Here much of that attention is skipped, once by the same rule for every "
+    "head (uniform) and once by how sensitive each head is (HeSS)."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A picture for the page.
+
+    Args:
+        title, caption: shown below it.
+        alt: says what it shows to people who cannot see it.
+        png: bytes of a PNG file.
+        dark_png: the same for dark pages; None uses ``png`` there too.
+    """
+
+    title: str
+    caption: str
+    alt: str
+    png: bytes
+    dark_png: bytes | None = None
+
+
+def write_report(path: str | Path, **parts: Any) -> Path:
+    """Write :func:`report_html` of the same arguments to ``path`` in one piece."""
+    return write_atomically(path, report_html(**parts).encode())
+
+
+def report_html(
+    *,
+    title: str,
+    rows: Sequence[Row],
+    camera_score: ArrayLike | None = None,
+    point_score: ArrayLike | None = None,
+    camera_weight: float | None = None,
+    pictures: Sequence[Picture] = (),
+    intro: str = DEFAULT_INTRO,
+    metrics: Sequence[str] = ("auc_30", "chamfer_mean"),
+) -> str:
+    """The page: key numbers, heat map, trade-off plots, table, pictures, glossary, provenance.
+
+    Args:
+        title, intro: plain text.
+        rows: results of :func:`hess.evaluation.evaluate.evaluate`.
+        camera_score, point_score: [layers, heads] for the heat map; both None leave it out.
+        camera_weight: as :func:`hess.viz.heatmap.head_heatmap`.
+        pictures: renderings and contact sheets, in order.
+        metrics: metrics to plot; those without a value in any row are left out.
+
+    Raises:
+        ConfigError: no rows, a row without policy or provenance, or nothing to plot.
+        LayoutError: scores or pictures are not what they should be.
+    """
+    _check_rows(rows)
+    for picture in pictures:
+        if not picture.png.startswith(b"\x89PNG"):
+            raise ConfigError(f"picture {picture.title!r} is not a PNG file")
+    sections = []
+    if camera_score is not None or point_score is not None:
+        sections.append(_heatmap_section(camera_score, point_score, camera_weight))
+    sections.append(_tradeoff_section(rows, metrics))
+    sections.append(_table_section(rows))
+    if pictures:
+        figures = "\n".join(_figure(picture) for picture in pictures)
+        sections.append(
+            '<section aria-labelledby="looks"><h2 id="looks">What it looks like</h2>'
+            f'<div class="grid">{figures}</div></section>'
+        )
+    return PAGE.substitute(
+        title=escape(title),
+        style=STYLE,
+        intro=escape(intro),
+        cards=_cards(rows),
+        sections="\n".join(sections),
+        glossary=_definitions(GLOSSARY),
+        provenance=_definitions(_provenance(rows[0])),
+    )
+
+
+def _check_rows(rows: Sequence[Row]) -> None:
+    if not rows:
+        raise ConfigError("a report needs at least one results row, found none")
+    needed = ("policy", "block_sparsity", "n_scenes", "model", "commit", "seed", "protocol")
+    for row in rows:
+        missing = [key for key in needed if key not in row]
+        if missing:
+            raise ConfigError(f"a results row lacks {missing}; rows come from hess evaluate")
+
+
+def _cards(rows: Sequence[Row]) -> str:
+    """One card per setting: HeSS against uniform, with a verdict in words."""
+    cards = []
+    for row in sorted(rows, key=lambda row: row["block_sparsity"]):
+        change = row.get("paired_auc_30_vs_uniform")
+        if row["policy"] != "hess" or change is None:
+            continue
+        error = row.get("paired_auc_30_vs_uniform_se")
+        word = verdict("auc_30", change, error)
+        cards.append(
+            f'<li><div class="what">block sparsity {row["block_sparsity"]:.2f}</div>'
+            f'<div class="value {word}">{signed(change, error, 3)}</div>'
+            f'<div class="what">AUC@30, HeSS − uniform: {_WORDS[word]}</div></li>'
+        )
+    return f'<ul class="cards">{"".join(cards)}</ul>' if cards else ""
+
+
+_WORDS = {"better": "clearly better", "worse": "clearly worse", "unclear": "no clear difference"}
+
+
+def _heatmap_section(
+    camera_score: ArrayLike | None, point_score: ArrayLike | None, camera_weight: float | None
+) -> str:
+    def draw(theme: Theme) -> Figure:
+        return head_heatmap(camera_score, point_score, camera_weight=camera_weight, theme=theme)
+
+    picture = _themed(
+        draw,
+        title="Head sensitivity.",
+        caption="One pair of columns per global attention layer, one row per head. Darker heads "
+        "carry more: Cam for cameras, PC for the point cloud. Every column sums to 1.",
+        alt="Heat map of the sensitivity score of every head in every global attention layer.",
+    )
+    return (
+        '<section aria-labelledby="heads"><h2 id="heads">Which heads carry the geometry</h2>'
+        f"{_figure(picture, wide=True)}</section>"
+    )
+
+
+def _tradeoff_section(rows: Sequence[Row], metrics: Sequence[str]) -> str:
+    present = [metric for metric in metrics if any(row.get(metric) is not None for row in rows)]
+    if not present:
+        raise ConfigError(f"no row holds any of {list(metrics)}, so there is nothing to plot")
+    pictures = []
+    for metric in present:
+        label = metric_label(metric)
+        pictures.append(
+            _themed(
+                lambda theme, metric=metric: metric_figure(rows, metric, theme=theme),
+                title=f"{label}",
+                caption="against the share of blocks skipped. Bars: ± 1 standard error over "
+                "scenes.",
+                alt=f"Line plot of {label} against block sparsity, one line per policy. The "
+                "values are in the table below.",
+            )
+        )
+        if any(row.get(f"paired_{metric}_vs_uniform") is not None for row in rows):
+            pictures.append(
+                _themed(
+                    lambda theme, metric=metric: paired_figure(rows, metric, theme=theme),
+                    title=f"{label}, difference to uniform",
+                    caption="on the same scenes at the same setting. Band: ± 1 standard error.",
+                    alt=f"Line plot of the paired difference in {label} between each policy and "
+                    "uniform against block sparsity. The values are in the table below.",
+                )
+            )
+    figures = "\n".join(_figure(picture) for picture in pictures)
+    return (
+        '<section aria-labelledby="tradeoff"><h2 id="tradeoff">What skipping costs</h2>'
+        f'<div class="grid">{figures}</div></section>'
+    )
+
+
+def _table_section(rows: Sequence[Row]) -> str:
+    scenes = {row["n_scenes"] for row in rows}
+    count = f"{min(scenes)}" if len(scenes) == 1 else f"{min(scenes)} to {max(scenes)}"
+    failed = sorted({name for row in rows for name in row.get("failed_scenes") or ()})
+    note = f" Left out where a policy failed: {escape(', '.join(failed))}." if failed else ""
+    return (
+        '<section aria-labelledby="numbers"><h2 id="numbers">The numbers</h2>'
+        f'<p class="quiet">Means over {count} scenes ± one standard error. '
+        f"Δ: paired difference on the same scenes.{note}</p>"
+        f"{results_table(rows)}</section>"
+    )
+
+
+def _provenance(row: Row) -> dict[str, str]:
+    dirty = {True: " (with uncommitted changes)", None: "", False: ""}[row.get("dirty")]
+    values = {
+        "Model": row["model"],
+        "Data set": row.get("dataset"),
+        "Seed": row["seed"],
+        "Protocol": row["protocol"],
+        "Commit": f"{row['commit']}{dirty}",
+        "Command": row.get("command"),
+        "Machine": row.get("machine"),
+        "Attention backend": ", ".join(row.get("backends") or ()),
+        "Length unit": row.get("unit"),
+    }
+    return {name: _plain(value) for name, value in values.items() if value not in (None, "")}
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key.replace('_', ' ')}: {_plain(x)}" for key, x in value.items())
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _definitions(words: Mapping[str, str]) -> str:
+    return "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in words.items())
+
+
+def _themed(draw: Callable[[Theme], Figure], *, title: str, caption: str, alt: str) -> Picture:
+    light, dark = (figure_png(draw(theme), dpi=130) for theme in (LIGHT, DARK))
+    return Picture(title=title, caption=caption, alt=alt, png=light, dark_png=dark)
+
+
+def _figure(picture: Picture, *, wide: bool = False) -> str:
+    dark = ""
+    if picture.dark_png is not None:
+        dark = (
+            f'<source media="(prefers-color-scheme: dark)" srcset="{_data_uri(picture.dark_png)}">'
+        )
+    width, height = (int.from_bytes(picture.png[i : i + 4], "big") for i in (16, 20))
+    image = (
+        f'<picture>{dark}<img src="{_data_uri(picture.png)}" alt="{escape(picture.alt)}" '
+        f'width="{width}" height="{height}" style="max-width:{width}px"></picture>'
+    )
+    if wide:
+        image = (
+            f'<div class="wide" role="region" tabindex="0" aria-label="{escape(picture.title)}">'
+            f"{image}</div>"
+        )
+    full = ' class="full"' if width > 2 * height else ""
+    return (
+        f"<figure{full}>{image}<figcaption><b>{escape(picture.title)}</b> "
+        f"{escape(picture.caption)}</figcaption></figure>"
+    )
+
+
+def _data_uri(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"

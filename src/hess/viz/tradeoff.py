@@ -1,0 +1,163 @@
+"""Quality against block sparsity, one line per policy (paper, Fig. 6), and paired differences."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from hess.errors import ConfigError
+from hess.viz.figure import new_figure, style_axes
+from hess.viz.style import LIGHT, Theme, metric_label, policy_style
+
+Row = Mapping[str, Any]
+
+
+def tradeoff_figure(
+    rows: Sequence[Row],
+    *,
+    metrics: Sequence[str] = ("auc_30", "chamfer_mean"),
+    theme: Theme = LIGHT,
+) -> Figure:
+    """Upper panels: each metric against block sparsity. Lower: paired difference to uniform.
+
+    Args:
+        rows: results of :func:`hess.evaluation.evaluate.evaluate`, one per policy and setting.
+        metrics: one column of panels each.
+
+    Raises:
+        ConfigError: no metrics, or no row holds one of them.
+    """
+    if not metrics:
+        raise ConfigError("a trade-off plot needs at least one metric")
+    figure = new_figure(4.6 * len(metrics), 6.6, theme)
+    panels = figure.subplots(2, len(metrics), squeeze=False, sharex=True, height_ratios=(3, 2))
+    for (upper, lower), metric in zip(panels.T, metrics, strict=True):
+        draw_metric(upper, rows, metric, theme)
+        draw_paired_difference(lower, rows, metric, theme)
+        upper.set_xlabel("")
+    _legend(figure, panels[0, 0], theme)
+    return figure
+
+
+def metric_figure(rows: Sequence[Row], metric: str, *, theme: Theme = LIGHT) -> Figure:
+    """One metric against block sparsity; arguments and errors as :func:`tradeoff_figure`."""
+    figure = new_figure(5.2, 4.2, theme)
+    axes = figure.add_subplot()
+    draw_metric(axes, rows, metric, theme)
+    _legend(figure, axes, theme)
+    return figure
+
+
+def paired_figure(rows: Sequence[Row], metric: str, *, theme: Theme = LIGHT) -> Figure:
+    """Paired difference to uniform of one metric; errors as :func:`tradeoff_figure`."""
+    figure = new_figure(5.2, 4.2, theme)
+    axes = figure.add_subplot()
+    draw_paired_difference(axes, rows, metric, theme)
+    _legend(figure, axes, theme)
+    return figure
+
+
+def draw_metric(axes: Axes, rows: Sequence[Row], metric: str, theme: Theme = LIGHT) -> None:
+    """Draw a metric's mean ± 1 standard error against block sparsity; dense as a dotted line.
+
+    Rows of one policy at one setting (random draws with several seeds) become one point: the
+    mean of their values and of their standard errors.
+
+    Raises:
+        ConfigError: no row holds the metric.
+    """
+    curves = _curves(rows, metric, f"{metric}_se")
+    style_axes(axes, theme)
+    for curve in curves:
+        style = policy_style(curve.policy)
+        if curve.policy == "dense":
+            level, se = curve.value.mean(), np.nan_to_num(curve.se.mean())
+            axes.axhline(level, color=style.color, linestyle=":", linewidth=2, label=style.label)
+            axes.axhspan(level - se, level + se, color=style.color, alpha=0.12, linewidth=0)
+            continue
+        axes.errorbar(
+            curve.sparsity,
+            curve.value,
+            yerr=curve.se,
+            label=style.label,
+            color=style.color,
+            marker=style.marker,
+            markersize=5.5,
+            linewidth=1.8,
+            elinewidth=1.2,
+            capsize=2.5,
+        )
+    axes.set_ylabel(metric_label(metric), fontsize=10)
+    axes.set_xlabel("block sparsity", fontsize=10)
+
+
+def draw_paired_difference(
+    axes: Axes, rows: Sequence[Row], metric: str, theme: Theme = LIGHT
+) -> None:
+    """Draw policy − uniform on the same scenes at the same setting with a ± 1 SE band.
+
+    Raises:
+        ConfigError: no row holds a paired difference of the metric.
+    """
+    name = f"paired_{metric}_vs_uniform"
+    curves = [c for c in _curves(rows, name, f"{name}_se") if c.policy not in ("uniform", "dense")]
+    style_axes(axes, theme)
+    axes.axhline(0, color=policy_style("uniform").color, linewidth=1.8, label="Uniform")
+    for curve in curves:
+        style = policy_style(curve.policy)
+        axes.plot(
+            curve.sparsity, curve.value, color=style.color, marker=style.marker, markersize=5,
+            linewidth=1.8, label=style.label,
+        )  # fmt: skip
+        se = np.nan_to_num(curve.se)
+        axes.fill_between(
+            curve.sparsity, curve.value - se, curve.value + se, color=style.color, alpha=0.22,
+            linewidth=0,
+        )  # fmt: skip
+    label, arrow = metric_label(metric).rsplit(" ", 1)
+    axes.set_ylabel(f"{label} {arrow}\npolicy − uniform", fontsize=10)
+    axes.set_xlabel("block sparsity", fontsize=10)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Curve:
+    policy: str
+    sparsity: np.ndarray
+    value: np.ndarray
+    se: np.ndarray
+
+
+def _curves(rows: Sequence[Row], value: str, se: str) -> list[_Curve]:
+    points: dict[str, dict[object, list[tuple[float, float, float]]]] = defaultdict(dict)
+    for row in rows:
+        if row.get(value) is None:
+            continue
+        setting = (row.get("sparse_ratio"), row.get("cdf_threshold"))
+        error = row.get(se)
+        point = (row["block_sparsity"], row[value], np.nan if error is None else error)
+        points[row["policy"]].setdefault(setting, []).append(point)
+    if not points:
+        raise ConfigError(
+            f"no row holds {value!r}, so there is nothing to draw; rows hold "
+            f"{sorted({key for row in rows for key in row})}"
+        )
+    curves = []
+    for policy, settings in points.items():
+        table = np.array([np.mean(group, axis=0) for group in settings.values()], dtype=float)
+        table = table[np.argsort(table[:, 0], kind="stable")]
+        curves.append(
+            _Curve(policy=policy, sparsity=table[:, 0], value=table[:, 1], se=table[:, 2])
+        )
+    return sorted(curves, key=lambda curve: (policy_style(curve.policy).order, curve.policy))
+
+
+def _legend(figure: Figure, axes: Axes, theme: Theme) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(
+        handles, labels, loc="outside upper center", ncols=min(len(labels), 5), frameon=False,
+        fontsize=9, labelcolor=theme.text, handlelength=1.8, columnspacing=1.4,
+    )  # fmt: skip

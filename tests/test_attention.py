@@ -1,0 +1,275 @@
+"""Block-sparse attention: the reference against loops, the backends against the reference."""
+
+import inspect
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from torch import Tensor
+
+from hess.attention import gather
+from hess.attention.block_mask import BlockMask
+from hess.attention.block_sparse import (
+    AUTO_GATHER_TOKENS,
+    BACKENDS,
+    block_sparse_attention,
+    resolve_backend,
+)
+from hess.attention.layout import TokenLayout
+from hess.attention.pooling import num_blocks
+from hess.attention.reference import reference_attention, token_mask
+from hess.attention.sparsity import block_sparsity, flop_saving
+from hess.errors import ConfigError, LayoutError
+
+settings.register_profile("no_deadline", deadline=None)  # timings mean nothing on a busy machine
+settings.load_profile("no_deadline")
+
+Case = tuple[Tensor, Tensor, Tensor, BlockMask, TokenLayout, int, int]
+
+LAYOUTS = {
+    "one view": TokenLayout(num_views=1, grid_h=5, grid_w=7, num_special=1),
+    "odd grid": TokenLayout(num_views=3, grid_h=9, grid_w=7, num_special=5),
+    "many views": TokenLayout(num_views=9, grid_h=3, grid_w=4, num_special=2),
+}
+BLOCK_SIZES = [(1, 1), (6, 6), (7, 5), (16, 16), (5, 7), (64, 1), (1, 64), (500, 500)]
+
+
+def random_mask(
+    layout: TokenLayout, size_q: int, size_kv: int, *, batch: int, heads: int, seed: int
+) -> BlockMask:
+    """Heads of very different density: the first is empty, the last full."""
+    patches = layout.num_patch_tokens
+    shape = (batch, heads, num_blocks(patches, size_q), num_blocks(patches, size_kv))
+    noise = torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+    density = torch.linspace(0, 1, heads) if heads > 1 else torch.tensor([0.4])
+    return BlockMask.from_dense(noise < density[:, None, None])
+
+
+def make_case(
+    layout: TokenLayout,
+    size_q: int,
+    size_kv: int,
+    *,
+    batch: int = 2,
+    heads: int = 4,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float64,
+) -> Case:
+    generator = torch.Generator().manual_seed(seed)
+    # As a model makes them: views of one tensor in which the heads are not contiguous.
+    qkv = torch.randn(batch, layout.num_tokens, 3, heads, 8, generator=generator, dtype=dtype)
+    q, k, v = qkv.permute(2, 0, 3, 1, 4)
+    mask = random_mask(layout, size_q, size_kv, batch=batch, heads=heads, seed=seed)
+    return 2 * q, k, v, mask, layout, size_q, size_kv
+
+
+def attend_by_loops(case: Case) -> Tensor:
+    """Oracle: one query at a time, with the list of keys it may see."""
+    q, k, v, mask, layout, size_q, size_kv = case
+    is_special = [i % layout.tokens_per_view < layout.num_special for i in range(q.shape[2])]
+    patches = [i for i, special in enumerate(is_special) if not special]
+    dense = mask.to_dense()
+    out = torch.full_like(v, torch.nan)
+    for b, h, i in (
+        (b, h, i) for b in range(len(q)) for h in range(q.shape[1]) for i in range(q.shape[2])
+    ):
+        keys = list(range(q.shape[2]))
+        if not is_special[i]:
+            row = dense[b, h, patches.index(i) // size_q]
+            keys = [j for j in keys if is_special[j] or row[patches.index(j) // size_kv]]
+        scores = torch.stack([q[b, h, i] @ k[b, h, j] for j in keys]) / q.shape[-1] ** 0.5
+        weights = (scores - scores.max()).exp()
+        out[b, h, i] = sum(
+            w * v[b, h, j] for w, j in zip(weights / weights.sum(), keys, strict=True)
+        )
+    return out
+
+
+@pytest.mark.parametrize(("size_q", "size_kv"), [(4, 3), (6, 6)])
+def test_reference_is_attention_over_the_visible_keys(size_q, size_kv) -> None:
+    layout = TokenLayout(num_views=2, grid_h=3, grid_w=3, num_special=2)
+    case = make_case(layout, size_q, size_kv, batch=1, heads=3)
+    torch.testing.assert_close(reference_attention(*case), attend_by_loops(case))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("setting", range(5))
+def test_golden_outputs(backend, setting, golden: Path) -> None:
+    """Exact attention under SparseVGGT's masks, special tokens always visible."""
+    data = load_file(golden / "sparsevggt_selection.safetensors")
+    layout = TokenLayout(num_views=5, grid_h=13, grid_w=14, num_special=5)
+    mask = BlockMask.from_dense(data[f"mask.{setting}"])
+    expected = data[f"out.{setting}"].double()
+    exact = (data[name].double() for name in ("q", "k", "v"))
+    out = block_sparse_attention(*exact, mask, layout, 128, 64, backend=backend)
+    torch.testing.assert_close(out, expected, rtol=0, atol=1e-5)
+
+    # The logits reach 158, where fp32 is spaced by 1.5e-5: there, 1e-5 of the output's range.
+    single = (data[name] for name in ("q", "k", "v"))
+    out = block_sparse_attention(*single, mask, layout, 128, 64, backend=backend)
+    assert (out - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("backend", ["masked", "gather"])
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
+@pytest.mark.parametrize(("size_q", "size_kv"), BLOCK_SIZES)
+def test_backends_equal_the_reference(backend, layout, size_q, size_kv) -> None:
+    exact = make_case(layout, size_q, size_kv)
+    expected = block_sparse_attention(*exact, backend="reference")
+    out = block_sparse_attention(*exact, backend=backend)
+    torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
+
+    # In fp32: at most twice the error that the reference itself makes there.
+    single = (*(x.float() for x in exact[:3]), *exact[3:])
+    error = (block_sparse_attention(*single, backend=backend) - expected).abs().max()
+    own = (block_sparse_attention(*single, backend="reference") - expected).abs().max()
+    assert error <= 2 * own + 1e-7
+
+
+@pytest.mark.parametrize("max_keys", [1, 60, 10**6])
+def test_gather_does_not_depend_on_how_rows_are_batched(max_keys, monkeypatch) -> None:
+    case = make_case(LAYOUTS["odd grid"], 7, 5)
+    expected = reference_attention(*case)
+    monkeypatch.setattr(gather, "MAX_GATHERED_KEYS", max_keys)
+    torch.testing.assert_close(gather.gather_attention(*case), expected)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
+def test_gather_writes_every_output(layout, monkeypatch) -> None:
+    def poisoned(*args, **kwargs) -> Tensor:
+        return torch.full(*([args] if isinstance(args[0], int) else args), torch.nan, **kwargs)
+
+    monkeypatch.setattr(gather.torch, "empty", poisoned)
+    out = gather.gather_attention(*make_case(layout, 6, 6))
+    assert torch.isfinite(out).all()
+    assert torch.isnan(gather.torch.empty(2, 3)).all()
+
+
+def test_gather_never_touches_keys_that_are_not_selected() -> None:
+    q, k, v, mask, layout, size_q, size_kv = make_case(LAYOUTS["odd grid"], 6, 6, heads=1)
+    dense = mask.to_dense()
+    dense[..., 3] = False
+    hidden = layout.patch_index[3 * size_kv : 4 * size_kv]
+    k[:, :, hidden] = torch.nan
+    v[:, :, hidden] = torch.nan
+    args = (q, k, v, BlockMask.from_dense(dense), layout, size_q, size_kv)
+    out = gather.gather_attention(*args)
+    assert torch.isfinite(out[:, :, layout.patch_index]).all()
+    assert torch.isnan(out[:, :, layout.special_index]).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_full_mask_is_dense_attention_and_an_empty_one_sees_special_tokens(backend) -> None:
+    layout = LAYOUTS["odd grid"]
+    q, k, v, mask, *rest = make_case(layout, 16, 16)
+    full = BlockMask.from_dense(torch.ones(mask.shape, dtype=torch.bool))
+    out = block_sparse_attention(q, k, v, full, *rest, backend=backend)
+    torch.testing.assert_close(out, F.scaled_dot_product_attention(q, k, v))
+
+    empty = BlockMask.from_dense(torch.zeros(mask.shape, dtype=torch.bool))
+    out = block_sparse_attention(q, k, v, empty, *rest, backend=backend)
+    special, patches = layout.special_index, layout.patch_index
+    torch.testing.assert_close(
+        out[:, :, patches],
+        F.scaled_dot_product_attention(q[:, :, patches], k[:, :, special], v[:, :, special]),
+    )
+
+
+@st.composite
+def layouts(draw: st.DrawFn, min_special: int = 1) -> tuple[TokenLayout, int, int]:
+    layout = TokenLayout(
+        num_views=draw(st.integers(1, 5)),
+        grid_h=draw(st.integers(1, 6)),
+        grid_w=draw(st.integers(1, 6)),
+        num_special=draw(st.integers(min_special, 5)),
+    )
+    return layout, draw(st.integers(1, 40)), draw(st.integers(1, 40))
+
+
+@given(layouts(), st.integers(0, 999))
+def test_special_tokens_see_all_and_are_seen_by_all(problem, seed) -> None:
+    layout, size_q, size_kv = problem
+    mask = random_mask(layout, size_q, size_kv, batch=1, heads=3, seed=seed)
+    visible = token_mask(mask, layout, size_q, size_kv)
+    assert visible[:, :, layout.is_special].all()
+    assert visible[:, :, :, layout.is_special].all()
+    assert visible.any(-1).all()
+
+
+@given(layouts(), st.integers(0, 999))
+def test_backends_agree_in_every_layout(problem, seed) -> None:
+    layout, size_q, size_kv = problem
+    case = make_case(layout, size_q, size_kv, batch=1, heads=3, seed=seed)
+    expected = reference_attention(*case)
+    for backend in ("masked", "gather"):
+        out = block_sparse_attention(*case, backend=backend)
+        torch.testing.assert_close(out, expected)
+
+
+@given(layouts(min_special=0), st.integers(0, 999))
+def test_sparsity_counts_what_the_token_mask_drops(problem, seed) -> None:
+    layout, size_q, size_kv = problem
+    mask = random_mask(layout, size_q, size_kv, batch=2, heads=3, seed=seed)
+    visible = token_mask(mask, layout, size_q, size_kv)
+    dropped_pairs = (~visible).double().mean((-1, -2))
+    torch.testing.assert_close(flop_saving(mask, layout, size_q, size_kv), dropped_pairs)
+
+    special_blocks = num_blocks(layout.num_special_tokens, size_kv)
+    special_part = torch.ones(*mask.shape[:3], special_blocks, dtype=torch.bool)
+    whole_map = torch.cat([mask.to_dense(), special_part], dim=-1)
+    dropped_blocks = (~whole_map).double().mean((-1, -2))
+    torch.testing.assert_close(block_sparsity(mask, layout, size_kv), dropped_blocks)
+
+
+def test_auto_goes_by_the_number_of_tokens() -> None:
+    def layout(tokens: int) -> TokenLayout:
+        return TokenLayout(num_views=1, grid_h=1, grid_w=tokens - 1, num_special=1)
+
+    assert resolve_backend("auto", layout(AUTO_GATHER_TOKENS)) == "gather"
+    assert resolve_backend("auto", layout(AUTO_GATHER_TOKENS - 1)) == "masked"
+    assert resolve_backend("reference", layout(AUTO_GATHER_TOKENS)) == "reference"
+    with pytest.raises(ConfigError, match="backend must be one of"):
+        resolve_backend("flash", layout(10))
+
+
+def test_auto_runs_what_it_resolves_to() -> None:
+    small = make_case(LAYOUTS["odd grid"], 7, 5)
+    auto = block_sparse_attention(*small)
+    assert torch.equal(auto, block_sparse_attention(*small, backend="masked"))
+    wide = TokenLayout(num_views=4, grid_h=16, grid_w=16, num_special=1)
+    large = make_case(wide, 64, 64, batch=1, heads=2, dtype=torch.float32)
+    assert torch.equal(
+        block_sparse_attention(*large), block_sparse_attention(*large, backend="gather")
+    )
+
+
+def test_backends_share_one_signature() -> None:
+    names = {tuple(inspect.signature(run).parameters) for run in BACKENDS.values()}
+    assert names == {("q", "k", "v", "mask", "layout", "block_size_q", "block_size_kv")}
+
+
+def test_mismatched_shapes_are_refused() -> None:
+    q, k, v, mask, layout, size_q, size_kv = make_case(LAYOUTS["one view"], 6, 6)
+    with pytest.raises(LayoutError, match="share one shape"):
+        block_sparse_attention(q, k[:, :2], v, mask, layout, size_q, size_kv)
+    short = [x[:, :, :-1] for x in (q, k, v)]
+    with pytest.raises(LayoutError, match="expected 36 tokens"):
+        block_sparse_attention(*short, mask, layout, size_q, size_kv)
+    with pytest.raises(LayoutError, match="need a mask of shape"):
+        block_sparse_attention(q, k, v, mask, layout, 5, size_kv)
+    with pytest.raises(LayoutError, match="need a mask of shape"):
+        block_sparse_attention(q[:1], k[:1], v[:1], mask, layout, size_q, size_kv)
+
+
+def test_a_query_without_any_key_is_an_error_not_nan() -> None:
+    layout = TokenLayout(num_views=2, grid_h=3, grid_w=4, num_special=0)
+    q, k, v, _, *rest = make_case(layout, 6, 6, batch=1, heads=1)
+    dense = torch.ones(1, 1, 4, 4, dtype=torch.bool)
+    block_sparse_attention(q, k, v, BlockMask.from_dense(dense), *rest)
+    dense[0, 0, 2] = False
+    with pytest.raises(LayoutError, match="min_row_blocks=1"):
+        block_sparse_attention(q, k, v, BlockMask.from_dense(dense), *rest)
