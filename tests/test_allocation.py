@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from hess.allocation import allocate, round_budgets, water_fill
 from hess.errors import ConfigError
 
-settings.register_profile("no_deadline", deadline=None)  # timings mean nothing on a busy machine
-settings.load_profile("no_deadline")
+# Few examples keep the suite quick; deadlines mean nothing on a busy machine.
+settings.register_profile("quick", deadline=None, max_examples=50)
+settings.load_profile("quick")
 
 
 def bisect_level(total: float, weights: list[float], upper: int, lower: int) -> list[float]:

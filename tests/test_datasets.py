@@ -148,7 +148,7 @@ def write_co3d(root: Path, num_views: int = 4, half_depth: bool = False) -> Path
             half_k = np.diag([0.5, 0.5, 1]) @ k
             _, depth = render(half_k, pose, width // 2, height // 2)
         stored = (depth / 2).astype(np.float16)  # scale_adjustment is 2
-        stored[1, 1] = np.inf
+        stored[1, 20] = np.inf
         mask = np.full(stored.shape, 255, dtype=np.uint8)
         mask[:, :10] = 0
         sequence = root / "apple" / "seq1"
@@ -236,6 +236,15 @@ def test_a_wrong_focal_length_would_be_noticed(tmp_path: Path) -> None:
     wrong[:, 0, 0] = wrong[:, 1, 1] = 585
     with pytest.raises(AssertionError):
         assert_on_plane(replace(scene, intrinsics=wrong), distance=0.003, colour=0.02)
+
+
+def test_co3d_depth_is_unknown_where_masked_or_infinite(tmp_path: Path) -> None:
+    scene = open_dataset(write_co3d(tmp_path), image_fit=ORIGINAL_SIZE)[0]
+    expected = torch.ones(64, 48, dtype=torch.bool)
+    expected[:, :10] = False
+    expected[1, 20] = False
+    assert torch.equal(scene.depth > 0, expected.expand(2, 64, 48))
+    assert scene.depth.isfinite().all()
 
 
 def test_co3d_depth_of_another_size_than_the_photo(tmp_path: Path) -> None:

@@ -13,8 +13,9 @@ from hess.attention.selection import baseline_counts, rank_blocks, select_blocks
 from hess.errors import ConfigError, ProfileError
 from hess.policies import Dense, HeSS, NoReallocation, RandomScores, Reverse, Uniform
 
-settings.register_profile("no_deadline", deadline=None)  # timings mean nothing on a busy machine
-settings.load_profile("no_deadline")
+# Few examples keep the suite quick; deadlines mean nothing on a busy machine.
+settings.register_profile("quick", deadline=None, max_examples=50)
+settings.load_profile("quick")
 
 LAYERS, HEADS = 3, 4
 

@@ -4,10 +4,10 @@ from collections.abc import Collection
 from types import TracebackType
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hess.attention.block_sparse import block_sparse_attention, check_backend, resolve_backend
+from hess.attention.dense import dense_attention
 from hess.attention.layout import TokenLayout
 from hess.attention.pooling import block_probs, num_blocks
 from hess.attention.sparsity import block_sparsity, flop_saving
@@ -157,7 +157,7 @@ class SparseAttention(nn.Module):
         if mask is None:
             nothing = torch.zeros(q.shape[:2], dtype=torch.float64)
             self._stats.record(self._layer_idx, nothing, nothing, "dense")
-            return self.dense.merge(F.scaled_dot_product_attention(q, k, v))
+            return self.dense.merge(dense_attention(q, k, v))
         backend = resolve_backend(self._backend, layout)
         out = block_sparse_attention(q, k, v, mask, layout, *self._block_sizes, backend=backend)
         self._stats.record(

@@ -59,7 +59,7 @@ def opencv_camera(viewpoint: dict[str, Any], *, width: int, height: int) -> tupl
     (fx, fy), (px, py) = viewpoint["focal_length"], viewpoint["principal_point"]
     intrinsics = torch.tensor(
         [
-            [fx * unit_x, 0.0, width / 2 + px * unit_x],
+            [fx * unit_x, 0.0, width / 2 - px * unit_x],
             [0.0, fy * unit_y, height / 2 - py * unit_y],
             [0.0, 0.0, 1.0],
         ],

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -140,31 +141,31 @@ class Procedural:
         )
 
     def render(self, indices: Sequence[int], device: torch.device | str = "cpu") -> SceneBatch:
-        """Render several scenes at once. Random numbers come from the CPU on any device."""
+        """Render several scenes at once. The random numbers are the same on any device."""
         drawn = [
-            _draw_scene(self._generator(i), self.num_views, self.config) for i in indices
+            _draw_scene(self._random(i), self.num_views, self.config) for i in indices
         ]
         stacked = {key: torch.stack([d[key] for d in drawn]).to(device) for key in drawn[0]}
         return _render(stacked, self.config.image_size)
 
-    def _generator(self, index: int) -> torch.Generator:
-        number = (_SPLITS.index(self.split) << 60) | (self.seed << 40) | index
-        return torch.Generator().manual_seed(number)
+    def _random(self, index: int) -> np.random.Generator:
+        # NumPy hashes all of the key; torch's CPU generator would keep only 32 bits of a seed.
+        return np.random.default_rng([_SPLITS.index(self.split), self.seed, index])
 
 
 def _draw_scene(
-    generator: torch.Generator, num_views: int, config: ProceduralConfig
+    random: np.random.Generator, num_views: int, config: ProceduralConfig
 ) -> dict[str, Tensor]:
     """All random numbers of one scene."""
 
     def uniform(*shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
-        return torch.rand(*shape, generator=generator) * (high - low) + low
+        return torch.from_numpy(random.random(shape, dtype=np.float32)) * (high - low) + low
 
     def between(bounds: tuple[float, float], *shape: int) -> Tensor:
         return uniform(*shape, low=math.radians(bounds[0]), high=math.radians(bounds[1]))
 
     def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator)
+        return torch.from_numpy(random.standard_normal(shape, dtype=np.float32))
 
     m, k, n, s = config.num_objects, config.num_waves, num_views, config.image_size
     room = torch.cat([uniform(2, low=2.6, high=4.0), uniform(1, low=2.6, high=3.6)])

@@ -109,7 +109,8 @@ class Dataset(Protocol):
     again (path or generator settings, seed, views per scene): JSON values only.
     """
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     @property
     def provenance(self) -> dict[str, object]: ...

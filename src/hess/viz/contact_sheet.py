@@ -19,7 +19,7 @@ def contact_sheet(
     *,
     theme: Theme = LIGHT,
 ) -> Figure:
-    """Photos in rows of eight, depth maps under them: bright is near, empty is unknown.
+    """Photos in rows of at most eight, depth maps under them: bright is near, empty is unknown.
 
     Each kind of depth map has one colour range (its 2nd to 98th percentile over all views), so
     views compare with each other; kinds of different scale look alike.
@@ -42,8 +42,8 @@ def contact_sheet(
                 f"depth map {name!r} must have shape {(len(photos), *photos.shape[2:])}, "
                 f"found {depth.shape}"
             )
-    columns = min(len(photos), _PER_ROW)
     bands = -(-len(photos) // _PER_ROW)
+    columns = -(-len(photos) // bands)
     rows = bands * (1 + len(kinds))
     height, width = photos.shape[2:]
     cell = 9.6 / columns
@@ -53,7 +53,7 @@ def contact_sheet(
     for axis in axes.flat:
         axis.set_axis_off()
     for view, photo in enumerate(photos):
-        band, column = divmod(view, _PER_ROW)
+        band, column = divmod(view, columns)
         row = band * (1 + len(kinds))
         axes[row, column].imshow(photo.transpose(1, 2, 0).clip(0, 1), interpolation="nearest")
         for offset, (name, depth) in enumerate(kinds.items(), start=1):

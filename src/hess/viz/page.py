@@ -56,10 +56,10 @@ letter-spacing:-.01em;white-space:nowrap}
 .cards .value small{font-size:.9rem;font-weight:400;color:var(--muted)}
 .better{color:var(--good)}.worse{color:var(--bad)}
 .grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,430px),1fr));gap:16px}
-figure{margin:14px 0 0;padding:14px;overflow:hidden}.grid figure{margin:0}.grid .full{grid-column:1/-1}
+figure{margin:14px 0 0;padding:14px;overflow:hidden}
+.grid figure{margin:0}.grid .full{grid-column:1/-1}
 figure .wide{overflow-x:auto}
 figure img{display:block;width:100%;height:auto;margin:0 auto;border-radius:6px}
-figure .wide img{min-width:600px}
 figcaption{color:var(--muted);font-size:.9rem;margin-top:10px}
 figcaption b{color:var(--text)}
 .scroll{overflow-x:auto;margin-top:14px}

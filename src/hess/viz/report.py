@@ -1,22 +1,20 @@
 """The HTML report: one self-contained page with pictures, numbers and their provenance."""
 
-import base64
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from hess.errors import ConfigError
 from hess.evaluation.files import write_atomically
-from hess.viz.figure import figure_png
 from hess.viz.heatmap import head_heatmap
 from hess.viz.page import GLOSSARY, PAGE, STYLE
-from hess.viz.style import DARK, LIGHT, Theme, metric_label
+from hess.viz.picture import Picture, picture_html, themed_picture
+from hess.viz.style import metric_label
 from hess.viz.table import results_table, signed, verdict
 from hess.viz.tradeoff import metric_figure, paired_figure
 
@@ -26,24 +24,6 @@ DEFAULT_INTRO = (
     "global attention. Here much of that attention is skipped, once by the same rule for every "
     "head (uniform) and once by how sensitive each head is (HeSS)."
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Picture:
-    """A picture for the page.
-
-    Args:
-        title, caption: shown below it.
-        alt: says what it shows to people who cannot see it.
-        png: bytes of a PNG file.
-        dark_png: the same for dark pages; None uses ``png`` there too.
-    """
-
-    title: str
-    caption: str
-    alt: str
-    png: bytes
-    dark_png: bytes | None = None
 
 
 def write_report(path: str | Path, **parts: Any) -> Path:
@@ -74,19 +54,16 @@ def report_html(
 
     Raises:
         ConfigError: no rows, a row without policy or provenance, or nothing to plot.
-        LayoutError: scores or pictures are not what they should be.
+        LayoutError: scores are not what they should be.
     """
     _check_rows(rows)
-    for picture in pictures:
-        if not picture.png.startswith(b"\x89PNG"):
-            raise ConfigError(f"picture {picture.title!r} is not a PNG file")
     sections = []
     if camera_score is not None or point_score is not None:
         sections.append(_heatmap_section(camera_score, point_score, camera_weight))
     sections.append(_tradeoff_section(rows, metrics))
     sections.append(_table_section(rows))
     if pictures:
-        figures = "\n".join(_figure(picture) for picture in pictures)
+        figures = "\n".join(picture_html(picture) for picture in pictures)
         sections.append(
             '<section aria-labelledby="looks"><h2 id="looks">What it looks like</h2>'
             f'<div class="grid">{figures}</div></section>'
@@ -135,11 +112,8 @@ _WORDS = {"better": "clearly better", "worse": "clearly worse", "unclear": "no c
 def _heatmap_section(
     camera_score: ArrayLike | None, point_score: ArrayLike | None, camera_weight: float | None
 ) -> str:
-    def draw(theme: Theme) -> Figure:
-        return head_heatmap(camera_score, point_score, camera_weight=camera_weight, theme=theme)
-
-    picture = _themed(
-        draw,
+    picture = themed_picture(
+        partial(head_heatmap, camera_score, point_score, camera_weight=camera_weight),
         title="Head sensitivity.",
         caption="One pair of columns per global attention layer, one row per head. Darker heads "
         "carry more: Cam for cameras, PC for the point cloud. Every column sums to 1.",
@@ -147,7 +121,7 @@ def _heatmap_section(
     )
     return (
         '<section aria-labelledby="heads"><h2 id="heads">Which heads carry the geometry</h2>'
-        f"{_figure(picture, wide=True)}</section>"
+        f"{picture_html(picture, wide=True)}</section>"
     )
 
 
@@ -159,9 +133,9 @@ def _tradeoff_section(rows: Sequence[Row], metrics: Sequence[str]) -> str:
     for metric in present:
         label = metric_label(metric)
         pictures.append(
-            _themed(
-                lambda theme, metric=metric: metric_figure(rows, metric, theme=theme),
-                title=f"{label}",
+            themed_picture(
+                partial(metric_figure, rows, metric),
+                title=label,
                 caption="against the share of blocks skipped. Bars: ± 1 standard error over "
                 "scenes.",
                 alt=f"Line plot of {label} against block sparsity, one line per policy. The "
@@ -170,15 +144,15 @@ def _tradeoff_section(rows: Sequence[Row], metrics: Sequence[str]) -> str:
         )
         if any(row.get(f"paired_{metric}_vs_uniform") is not None for row in rows):
             pictures.append(
-                _themed(
-                    lambda theme, metric=metric: paired_figure(rows, metric, theme=theme),
+                themed_picture(
+                    partial(paired_figure, rows, metric),
                     title=f"{label}, difference to uniform",
                     caption="on the same scenes at the same setting. Band: ± 1 standard error.",
                     alt=f"Line plot of the paired difference in {label} between each policy and "
                     "uniform against block sparsity. The values are in the table below.",
                 )
             )
-    figures = "\n".join(_figure(picture) for picture in pictures)
+    figures = "\n".join(picture_html(picture) for picture in pictures)
     return (
         '<section aria-labelledby="tradeoff"><h2 id="tradeoff">What skipping costs</h2>'
         f'<div class="grid">{figures}</div></section>'
@@ -222,35 +196,3 @@ def _plain(value: object) -> str:
 
 def _definitions(words: Mapping[str, str]) -> str:
     return "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in words.items())
-
-
-def _themed(draw: Callable[[Theme], Figure], *, title: str, caption: str, alt: str) -> Picture:
-    light, dark = (figure_png(draw(theme), dpi=130) for theme in (LIGHT, DARK))
-    return Picture(title=title, caption=caption, alt=alt, png=light, dark_png=dark)
-
-
-def _figure(picture: Picture, *, wide: bool = False) -> str:
-    dark = ""
-    if picture.dark_png is not None:
-        dark = (
-            f'<source media="(prefers-color-scheme: dark)" srcset="{_data_uri(picture.dark_png)}">'
-        )
-    width, height = (int.from_bytes(picture.png[i : i + 4], "big") for i in (16, 20))
-    image = (
-        f'<picture>{dark}<img src="{_data_uri(picture.png)}" alt="{escape(picture.alt)}" '
-        f'width="{width}" height="{height}" style="max-width:{width}px"></picture>'
-    )
-    if wide:
-        image = (
-            f'<div class="wide" role="region" tabindex="0" aria-label="{escape(picture.title)}">'
-            f"{image}</div>"
-        )
-    full = ' class="full"' if width > 2 * height else ""
-    return (
-        f"<figure{full}>{image}<figcaption><b>{escape(picture.title)}</b> "
-        f"{escape(picture.caption)}</figcaption></figure>"
-    )
-
-
-def _data_uri(png: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(png).decode()}"

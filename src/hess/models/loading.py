@@ -1,0 +1,105 @@
+"""Load a model by name or from a weight file, without ever running code from the file."""
+
+import json
+from dataclasses import fields
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from hess.errors import CheckpointError, ConfigError
+from hess.models.vggt import VGGT, VGGTConfig
+
+BUNDLED = ("nano",)
+
+
+def load_model(
+    name_or_path: str | Path,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> VGGT:
+    """A model in eval mode, ready for :func:`hess.reconstruct`.
+
+    Args:
+        name_or_path: "nano" (bundled), or a ``.safetensors`` file that ``hess train-nano`` wrote.
+        device, dtype: where and in which precision the weights live.
+
+    Raises:
+        CheckpointError: no such file, a damaged file, or weights that do not fit the
+            architecture the file names.
+    """
+    if str(name_or_path) in BUNDLED:
+        with as_file(files("hess") / "assets" / f"{name_or_path}.safetensors") as path:
+            return _load(path, str(name_or_path)).to(device, dtype)
+    path = Path(name_or_path)
+    if not path.is_file():
+        raise CheckpointError(
+            f"no model named {str(name_or_path)!r} and no such file; bundled models: "
+            f"{', '.join(BUNDLED)}; a trained model is a .safetensors file"
+        )
+    return _load(path, path.stem).to(device, dtype)
+
+
+def save_model(model: VGGT, path: Path, training: dict[str, Any]) -> None:
+    """Write weights in float16 with the configuration and how they were made in the header."""
+    weights = {k: v.detach().half().contiguous() for k, v in model.state_dict().items()}
+    metadata = {
+        "format": "hess-vggt",
+        "config": json.dumps(model.config.as_dict()),
+        "training": json.dumps(training),
+    }
+    temporary = path.with_name(f".{path.name}.tmp")
+    save_file(weights, temporary, metadata=metadata)
+    temporary.replace(path)
+
+
+def read_training_record(path: Path) -> dict[str, Any]:
+    """How the weights in a file of :func:`save_model` were made."""
+    with safe_open(path, "pt") as file:
+        return json.loads(file.metadata()["training"])
+
+
+def _load(path: Path, name: str) -> VGGT:
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            weights = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path} is not a readable safetensors file ({error}); download or train it again"
+        ) from error
+    if metadata.get("format") != "hess-vggt":
+        raise CheckpointError(
+            f"{path} does not say which architecture it holds (no 'hess-vggt' header); "
+            "use a file that `hess train-nano` wrote"
+        )
+    model = VGGT(_config_from(json.loads(metadata["config"]), path), model_name=name)
+    expected = {k: tuple(v.shape) for k, v in model.state_dict().items()}
+    found = {k: tuple(v.shape) for k, v in weights.items()}
+    if expected != found:
+        wrong = sorted(k for k in expected.keys() | found.keys() if expected.get(k) != found.get(k))
+        raise CheckpointError(
+            f"{path} does not fit the architecture in its own header: {len(wrong)} tensors are "
+            f"missing, unexpected or of another shape, the first is {wrong[0]!r} (expected "
+            f"{expected.get(wrong[0])}, found {found.get(wrong[0])})"
+        )
+    model.load_state_dict(weights)
+    return model.eval().requires_grad_(False)
+
+
+def _config_from(values: dict[str, Any], path: Path) -> VGGTConfig:
+    unknown = values.keys() - {f.name for f in fields(VGGTConfig)}
+    if unknown:
+        raise CheckpointError(
+            f"{path} was made by another version of this package: it names the settings "
+            f"{sorted(unknown)}, which this version does not know"
+        )
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    try:
+        return VGGTConfig(**values)
+    except ConfigError as error:
+        raise CheckpointError(f"{path} holds an impossible configuration: {error}") from error
