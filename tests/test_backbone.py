@@ -20,7 +20,7 @@ class Golden:
     def __init__(self, path):
         with safe_open(path, "pt") as file:
             self.config = json.loads(file.metadata()["config"])
-            self.tensors = {key: file.get_tensor(key) for key in file.keys()}
+            self.tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
 
     def __getitem__(self, key):
         return self.tensors[key]

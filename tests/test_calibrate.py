@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hess.calibrate import CalibrationConfig, calibrate
+from hess.calibration import CalibrationConfig, calibrate
 from hess.datasets.scene import Scene
 from hess.errors import ConfigError, DatasetError, ProfileError
 from hess.geometry.poses import camera_centers, pose_from, quaternion_to_matrix
@@ -142,6 +142,18 @@ def test_normalised_scale_makes_the_unit_irrelevant():
     )
     with pytest.raises(ProfileError, match=r"no predicted point.*unit of length: mm"):
         calibrate(model, Scenes(1, rescaled), CalibrationConfig(normalize_scale=False))
+
+
+def without_depth(change: Callable[[int, Scene], Scene]) -> Callable[[int, Scene], Scene]:
+    return lambda i, scene: replace(change(i, scene), depth=None)
+
+
+def test_normalised_scale_makes_the_unit_of_camera_only_scenes_irrelevant():
+    model = TinyModel().double()  # float32 gradients of the aligned centres cancel to 3 digits
+    metres, millimetres = (
+        calibrate(model, Scenes(1, without_depth(change))) for change in (only(9), rescaled)
+    )
+    torch.testing.assert_close(metres.traces[:, 0], millimetres.traces[:, 0], rtol=1e-3, atol=0)
 
 
 def test_settings_reach_the_errors():

@@ -69,7 +69,9 @@ def test_impossible_data_sets_are_refused(wrong):
         Procedural(**{"num_scenes": 1, **wrong})
 
 
-@pytest.mark.parametrize("wrong", [{"image_size": 0}, {"elevation": (10.0, 85.0)}, {"distance": (2.0, 1.0)}])
+@pytest.mark.parametrize(
+    "wrong", [{"image_size": 0}, {"elevation": (10.0, 85.0)}, {"distance": (2.0, 1.0)}]
+)
 def test_impossible_difficulties_are_refused(wrong):
     with pytest.raises(ConfigError):
         ProceduralConfig(**wrong)

@@ -10,7 +10,12 @@ from torch import Tensor
 
 from hess.errors import ConfigError, ProfileError
 from hess.sensitivity.fisher import weight_norms
-from hess.sensitivity.profile import HessProfile, SceneRecord, model_fingerprint
+from hess.sensitivity.profile import (
+    HessProfile,
+    SceneRecord,
+    load_profile,
+    model_fingerprint,
+)
 from hess.sensitivity.scores import head_scores
 from test_sensitivity import TinyModel
 
@@ -152,6 +157,13 @@ def test_round_trip(tmp_path, without_points):
     assert [p.name for p in path.parent.iterdir()] == ["tiny.hess"]
     assert loaded.is_complete
     assert not replace(loaded, failed=()).is_complete
+
+
+def test_load_profile_takes_a_path_and_names_a_missing_one(tmp_path):
+    make_profile().save(tmp_path / "tiny.hess")
+    assert_same(load_profile(str(tmp_path / "tiny.hess")), make_profile())
+    with pytest.raises(ProfileError, match=r"no profile at.*nano2"):
+        load_profile(tmp_path / "nano2.hess")
 
 
 def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):

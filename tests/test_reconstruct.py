@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from hess.datasets import Scene
 from hess.errors import ConfigError, DatasetError
-from hess.export.atomic import atomic_write
+from hess.files import atomic_write
 from hess.geometry.projection import unproject_depth
 from hess.models.base import GlobalAttentionSite, Model, Predictions
-from hess.reconstruct import Reconstruction, reconstruct
+from hess.reconstruction import Reconstruction, reconstruct
 
 
 class FlatModel(Model):

@@ -190,6 +190,12 @@ def test_nothing_is_dropped_at_the_ends(blocks, sparse_ratio, cdf_threshold) -> 
     assert (baseline_counts(ranked, sparse_ratio, cdf_threshold) == blocks).all()
 
 
+def test_threshold_has_a_tolerance_of_1e_5() -> None:
+    ranked = rank_blocks(torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64).view(1, 1, 1, 3))
+    assert baseline_counts(ranked, None, 0.8 - 0.9e-5).item() == 2
+    assert baseline_counts(ranked, None, 0.8 - 1.1e-5).item() == 1
+
+
 def test_cover_keeps_the_block_that_crosses() -> None:
     ranked = rank_blocks(torch.tensor([0.1, 0.5, 0.15, 0.25]).view(1, 1, 1, 4))
     assert baseline_counts(ranked, None, 0.6).item() == 1

@@ -20,7 +20,7 @@ from hess.errors import (
 from hess.models.layers import Attention
 from hess.models.vggt import VGGT, VGGTConfig
 from hess.policies import Dense, HeSS, Uniform
-from hess.sparsify import SparseAttention, sparsify
+from hess.sparsification import SparseAttention, sparsify
 
 LAYERS, HEADS, NUM_SPECIAL = 3, 4, 3
 HALF = Uniform(sparse_ratio=0.5)

@@ -142,9 +142,7 @@ class Procedural:
 
     def render(self, indices: Sequence[int], device: torch.device | str = "cpu") -> SceneBatch:
         """Render several scenes at once. The random numbers are the same on any device."""
-        drawn = [
-            _draw_scene(self._random(i), self.num_views, self.config) for i in indices
-        ]
+        drawn = [_draw_scene(self._random(i), self.num_views, self.config) for i in indices]
         stacked = {key: torch.stack([d[key] for d in drawn]).to(device) for key in drawn[0]}
         return _render(stacked, self.config.image_size)
 
@@ -202,9 +200,7 @@ def _draw_scene(
         "wave_phase": uniform(m + 1, k, high=2 * math.pi),
         "base_colour": normal(m + 1, 3) * 0.7,
         "light": F.normalize(normal(3) + torch.tensor([0.0, 0.0, 1.0]), dim=-1),
-        "world_from_cam": pose_from(
-            _look_at(center, target, normal(n) * math.radians(5)), center
-        ),
+        "world_from_cam": pose_from(_look_at(center, target, normal(n) * math.radians(5)), center),
         "field_of_view": between(config.field_of_view, 1)[0],
         "gain": 1 + config.gain_noise * normal(n, 3),
         "noise": config.pixel_noise * normal(n, 3, s, s),

@@ -1,5 +1,6 @@
 """Measure policies on a data set: same scenes, same ground truth, paired differences."""
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,8 +17,9 @@ from hess.evaluation.resume import BatchResult, SceneResult, Sidecar, Store
 from hess.evaluation.scene_metrics import SceneTruth, scene_metrics
 from hess.models.base import Model, Predictions
 from hess.policies.base import Policy
+from hess.policies.scored import ScoredPolicy
 from hess.sensitivity.profile import model_fingerprint
-from hess.sparsify import sparsify
+from hess.sparsification import sparsify
 
 Progress = Callable[[int, int, str], None]
 """Called after each batch of scenes with (done, in all, policy); counted in scenes x policies."""
@@ -46,8 +48,8 @@ def evaluate(
     Args:
         model: dense; its parameters say the device. Sparsified for each policy, then restored.
         dataset: scenes with poses; with depth, point metrics too.
-        policies: distinct in name and settings. Include "uniform" and "dense" for the paired
-            differences. ``settings()`` must tell apart policies that act differently.
+        policies: all different. Include "uniform" and "dense" for the paired
+            differences. Name, ``settings()`` and head scores identify a policy.
         protocol: what is measured.
         seed: that made the data set's scenes; recorded.
         batch_size: scenes per forward pass, at least 1.
@@ -55,7 +57,7 @@ def evaluate(
         rows_path: where the rows go (JSON lines). Beside it, ``<stem>.scenes.jsonl`` keeps the
             results per scene; a stopped run continues from there.
         command: command line that was typed; recorded.
-        sparsify_options: keyword arguments of :func:`hess.sparsify.sparsify` (layers, block
+        sparsify_options: keyword arguments of :func:`hess.sparsification.sparsify` (layers, block
             sizes, backend) as JSON values; recorded.
 
     Raises:
@@ -75,7 +77,8 @@ def evaluate(
             f"{[_identity(policy) for policy in policies]}"
         )
     options = dict(sparsify_options or {})
-    origin = provenance()
+    device = next(model.parameters()).device
+    origin = provenance(device)
     common = {
         "model": model.model_name,
         "model_fingerprint": model_fingerprint(model),
@@ -95,7 +98,7 @@ def evaluate(
 
     results = [
         PolicyResults(
-            name=policy.name, settings=policy.settings(), batches=store.of_policy(identity)
+            name=policy.name, settings=_settings(policy), batches=store.of_policy(identity)
         )
         for identity, policy in by_identity.items()
     ]
@@ -117,20 +120,20 @@ def _run(
     progress: Progress | None,
 ) -> None:
     """Fill ``store`` with what is missing, batch by batch of scenes, all policies on each."""
-    device = next(model.parameters()).device
     first, steps = 0, 0
     while first < len(dataset):
+        count = 0
         results = {identity: store.get(identity, first) for identity in policies}
         if None in results.values():
             scenes = _next_batch(dataset, first, batch_size)
-            images = torch.stack([scene.images for scene in scenes]).to(device)
+            images = torch.stack([scene.images for scene in scenes])
             truths = [SceneTruth(scene, protocol) for scene in scenes]
             _check_unit([truth.unit for truth in truths], store)
         for identity, policy in policies.items():
             result = results[identity]
             if result is None:
                 with sparsify(model, policy, **options) as run, torch.inference_mode():
-                    predictions = model(images)
+                    predictions = model(images.to(next(model.parameters()).device))
                 result = BatchResult(
                     policy=identity,
                     first=first,
@@ -141,10 +144,11 @@ def _run(
                     scenes=tuple(_measure(predictions, first, truths, protocol)),
                 )
                 store.add(result)
-            steps += len(result.scenes)
+            count = len(result.scenes)
+            steps += count
             if progress is not None:
                 progress(steps, len(policies) * len(dataset), policy.name)
-        first += len(result.scenes)
+        first += count
 
 
 def _measure(
@@ -169,8 +173,17 @@ def _check_unit(found: Sequence[str], store: Store) -> None:
         )
 
 
+def _settings(policy: Policy) -> dict[str, object]:
+    settings = policy.settings()
+    if isinstance(policy, ScoredPolicy):
+        # Two profiles can give policies of the same settings that act differently.
+        digest = hashlib.sha256(policy.scores.numpy().tobytes()).hexdigest()
+        settings = settings | {"scores_sha256": digest}
+    return settings
+
+
 def _identity(policy: Policy) -> str:
-    return json.dumps({"name": policy.name, "settings": policy.settings()}, sort_keys=True)
+    return json.dumps({"name": policy.name, "settings": _settings(policy)}, sort_keys=True)
 
 
 def _next_batch(dataset: Dataset, first: int, batch_size: int) -> list[Scene]:

@@ -19,7 +19,7 @@ class Provenance:
     Args:
         commit: git commit of the source, or "unknown" outside a checkout.
         dirty: whether tracked files differ from that commit; None when it is unknown.
-        machine: platform, CPU count, versions of torch and of this package.
+        machine: platform, CPU count, device, versions of torch and of this package.
     """
 
     commit: str
@@ -31,12 +31,12 @@ class Provenance:
         return asdict(self)
 
 
-def provenance() -> Provenance:
-    """Provenance of the running package on this machine."""
+def provenance(device: torch.device) -> Provenance:
+    """Provenance of the running package on this machine, working on ``device``."""
     commit, dirty = "unknown", None
     # The package may be installed inside somebody else's repository: only its own tracked files
     # make a commit speak for it.
-    if _git("ls-files", "--error-unmatch", "__init__.py") is not None:
+    if _git("ls-files", "--error-unmatch", "errors.py") is not None:
         commit = _git("rev-parse", "HEAD") or "unknown"
         dirty = bool(_git("status", "--porcelain", "--untracked-files=no"))
     try:
@@ -46,6 +46,7 @@ def provenance() -> Provenance:
     machine: dict[str, object] = {
         "platform": platform.platform(),
         "cpu_count": os.cpu_count(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "torch": torch.__version__,
         "package": package,
     }

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hess.export.atomic import atomic_write
+from hess.files import atomic_write
 
 
 def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 from torch import Tensor
 
 from hess.errors import LayoutError
-from hess.export.atomic import atomic_write
+from hess.files import atomic_write
 
 
 def write_ply(path: Path, *, points: Tensor, colors: Tensor) -> None:

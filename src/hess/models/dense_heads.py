@@ -155,9 +155,7 @@ class _Fusion(nn.Module):
         )
 
     def fuse(self, levels: Sequence[Tensor]) -> Tensor:
-        skips = [
-            self.get_submodule(f"layer{i}_rn")(x) for i, x in enumerate(levels, start=1)
-        ]
+        skips = [self.get_submodule(f"layer{i}_rn")(x) for i, x in enumerate(levels, start=1)]
         x = None
         for i in range(self.num_levels, 0, -1):
             size = skips[i - 2].shape[-2:] if i > 1 else [2 * s for s in skips[0].shape[-2:]]

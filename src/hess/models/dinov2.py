@@ -17,8 +17,8 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(3, dim, kernel_size=patch_size, stride=patch_size)
 
     def forward(self, images: Tensor) -> Tensor:
-        # A convolution whose stride is its kernel is one matrix product; written as such it also
-        # runs several times faster on CPUs, where the backward pass of strided convolutions is slow.
+        # A convolution whose stride is its kernel is one matrix product, and faster as such on
+        # CPUs, where the backward pass of strided convolutions is slow.
         batch, _, height, width = images.shape
         p = self.proj.kernel_size[0]
         grid_h, grid_w = height // p, width // p

@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from hess.errors import CheckpointError, ConfigError
+from hess.files import write_atomically
 from hess.models.vggt import VGGT, VGGTConfig
 
 BUNDLED = ("nano",)
@@ -52,9 +53,7 @@ def save_model(model: VGGT, path: Path, training: dict[str, Any]) -> None:
         "config": json.dumps(model.config.as_dict()),
         "training": json.dumps(training),
     }
-    temporary = path.with_name(f".{path.name}.tmp")
-    save_file(weights, temporary, metadata=metadata)
-    temporary.replace(path)
+    write_atomically(path, save(weights, metadata))
 
 
 def read_training_record(path: Path) -> dict[str, Any]:
@@ -81,7 +80,8 @@ def _load(path: Path, name: str) -> VGGT:
     expected = {k: tuple(v.shape) for k, v in model.state_dict().items()}
     found = {k: tuple(v.shape) for k, v in weights.items()}
     if expected != found:
-        wrong = sorted(k for k in expected.keys() | found.keys() if expected.get(k) != found.get(k))
+        both = expected.keys() | found.keys()
+        wrong = sorted(key for key in both if expected.get(key) != found.get(key))
         raise CheckpointError(
             f"{path} does not fit the architecture in its own header: {len(wrong)} tensors are "
             f"missing, unexpected or of another shape, the first is {wrong[0]!r} (expected "

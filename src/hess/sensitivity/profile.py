@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-import os
 from dataclasses import asdict, dataclass
+from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from hess.errors import ConfigError, ProfileError
+from hess.files import write_atomically
 from hess.models.base import Model
 from hess.sensitivity.fisher import PROJECTIONS, qkv_layers
 from hess.sensitivity.scores import (
@@ -23,6 +24,7 @@ from hess.sensitivity.scores import (
 )
 
 FORMAT_VERSION = 1
+BUNDLED = ("nano",)
 ERRORS = ("camera", "point")
 ROWS = ("all", "patch")
 _TENSORS = ("traces", "patch_traces", "weight_norms")
@@ -197,14 +199,7 @@ class HessProfile:
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file at ``path``; readers see the old file or the whole new one."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.tmp")
-        with temporary.open("wb") as file:
-            file.write(self.to_bytes())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        write_atomically(path, self.to_bytes())
 
     @staticmethod
     def load(path: str | Path) -> "HessProfile":
@@ -271,6 +266,18 @@ class HessProfile:
                 f"rows='patch' exists for the query projection only, found {projection!r}"
             )
         return self.patch_traces[:, ERRORS.index(error)]
+
+
+def load_profile(name_or_path: str | Path) -> HessProfile:
+    """The profile of a bundled model ("nano"), or the one in a file.
+
+    Raises:
+        ProfileError: the file is missing, damaged, or of another format version.
+    """
+    if str(name_or_path) in BUNDLED:
+        with as_file(files("hess") / "assets" / f"{name_or_path}.hess") as path:
+            return HessProfile.load(path)
+    return HessProfile.load(name_or_path)
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Muon (Jordan et al. 2024): momentum whose update is replaced by the nearest orthogonal matrix."""
+"""Muon (Jordan et al. 2024): momentum, made orthogonal before it is applied."""
 
 from collections import defaultdict
 from collections.abc import Iterable

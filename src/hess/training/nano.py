@@ -1,7 +1,6 @@
-"""Train ``nano``, the small VGGT that ships with the package, from scratch on procedural scenes."""
+"""Train ``nano``, the small VGGT that ships with the package, on procedural scenes."""
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from hess.datasets.procedural import Procedural, ProceduralConfig, SceneBatch
 from hess.errors import CheckpointError, ConfigError
 from hess.evaluation.pose_metrics import auc, pair_errors
+from hess.files import atomic_write
 from hess.models.vggt import VGGT, VGGTConfig
 from hess.training.losses import MatchingLoss, camera_loss, confident_loss, make_targets
 from hess.training.muon import Muon
@@ -211,9 +211,8 @@ class Trainer:
             "optimizers": [o.state_dict() for o in self.optimizers],
             "pool": self.pool.state(),
         }
-        temporary = self.checkpoint.with_suffix(".tmp")
-        torch.save(state, temporary)
-        os.replace(temporary, self.checkpoint)
+        with atomic_write(self.checkpoint) as file:
+            torch.save(state, file)
 
     def _resume(self) -> None:
         state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
@@ -277,7 +276,6 @@ def _split_parameters(modules: nn.Module) -> tuple[list[nn.Parameter], list[nn.P
     matrices, others = [], []
     for name, parameter in modules.named_parameters():
         inside = any(part in name for part in ("blocks.", "point_head.mlp", "depth_head.mlp"))
-        (matrices if inside and name.endswith("weight") and parameter.ndim == 2 else others).append(
-            parameter
-        )
+        is_matrix = inside and name.endswith("weight") and parameter.ndim == 2
+        (matrices if is_matrix else others).append(parameter)
     return matrices, others

@@ -41,7 +41,7 @@ STYLE = """
 *{box-sizing:border-box}
 body{margin:0;background:var(--bg);color:var(--text);
 font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
-main,header,footer{max-width:1120px;margin:0 auto;padding:0 20px}
+main,header,footer{max-width:1240px;margin:0 auto;padding:0 20px}
 header{padding-top:44px}
 h1{font-size:clamp(1.6rem,4.5vw,2.3rem);line-height:1.15;margin:0 0 10px;letter-spacing:-.015em}
 h2{font-size:1.3rem;margin:52px 0 6px;letter-spacing:-.01em}
@@ -64,7 +64,7 @@ figcaption{color:var(--muted);font-size:.9rem;margin-top:10px}
 figcaption b{color:var(--text)}
 .scroll{overflow-x:auto;margin-top:14px}
 table{border-collapse:collapse;width:100%;font-size:.9rem;font-variant-numeric:tabular-nums}
-th,td{padding:8px 12px;text-align:right;white-space:nowrap;border-bottom:1px solid var(--line)}
+th,td{padding:8px 10px;text-align:right;white-space:nowrap;border-bottom:1px solid var(--line)}
 thead th{color:var(--muted);font-weight:600;vertical-align:bottom}
 th[scope=row]{text-align:left;font-weight:600;position:sticky;left:0;background:var(--card)}
 thead th:first-child{text-align:left;position:sticky;left:0;background:var(--card)}

@@ -10,7 +10,7 @@ from typing import Any
 from numpy.typing import ArrayLike
 
 from hess.errors import ConfigError
-from hess.evaluation.files import write_atomically
+from hess.files import write_atomically
 from hess.viz.heatmap import head_heatmap
 from hess.viz.page import GLOSSARY, PAGE, STYLE
 from hess.viz.picture import Picture, picture_html, themed_picture

@@ -1,0 +1,64 @@
+"""``hess calibrate``: measure head sensitivities, write a profile."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from hess.cli.console import Json, ModelName, Output, console, print_json, progress_bar
+from hess.cli.inspect import print_profile, profile_summary
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibrate:
+    """Measure once, on scenes with known cameras and depth, how sensitive each attention head is.
+
+    Stopped runs continue: type the same command again.
+
+    Example: hess calibrate --model nano --data procedural -o nano.hess
+    """
+
+    output: Output = field()
+    """Profile to write (.hess)."""
+    model: ModelName = "nano"
+    data: Annotated[str, tyro.conf.arg(metavar="NAME|PATH")] = "procedural"
+    """procedural, bundled, or a folder whose layout is recognised (RGB-D, 7-Scenes, CO3Dv2)."""
+    num_scenes: int = 40
+    """Scenes at most."""
+    views: int = 20
+    """Views per scene."""
+    inlier_threshold: float = 0.05
+    """Epsilon of Eq. 3, on the squared distance in units of the mean point distance."""
+    json: Json = False
+
+    def run(self) -> None:
+        from hess.calibration import CalibrationConfig, calibrate
+        from hess.datasets.open import open_dataset
+        from hess.geometry.image_fit import square_crop
+        from hess.models.loading import load_model
+
+        model = load_model(self.model)
+        dataset = open_dataset(
+            self.data,
+            image_fit=square_crop(model.image_size),
+            views_per_scene=self.views,
+            num_scenes=self.num_scenes,
+        )
+        checkpoint = self.output.with_name(f".{self.output.name}.partial")
+        self.output.parent.mkdir(parents=True, exist_ok=True)
+        with progress_bar("calibrate") as progress:
+            profile = calibrate(
+                model,
+                dataset,
+                CalibrationConfig(inlier_threshold=self.inlier_threshold),
+                checkpoint=checkpoint,
+                progress=progress,
+            )
+        profile.save(self.output)
+        Path(checkpoint).unlink(missing_ok=True)
+        if self.json:
+            print_json({"profile": str(self.output), **profile_summary(profile)})
+        else:
+            print_profile(profile)
+            console.print(f"wrote {self.output}")

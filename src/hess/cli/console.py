@@ -1,0 +1,71 @@
+"""What all verbs share: where text goes, progress bars, JSON, and common options."""
+
+import json
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Protocol
+
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+console = Console(stderr=True)
+"""People read standard error; standard output carries only what a program would want."""
+
+Json = Annotated[bool, tyro.conf.arg(help="Print the result as JSON on standard output.")]
+Output = Annotated[Path, tyro.conf.arg(aliases=["-o"])]
+ModelName = Annotated[
+    str, tyro.conf.arg(help="Bundled model (nano) or a weight file.", metavar="NAME|FILE")
+]
+ProfileName = Annotated[
+    str, tyro.conf.arg(help="Bundled profile (nano) or a .hess file.", metavar="NAME|FILE")
+]
+
+
+class Verb(Protocol):
+    """A parsed command."""
+
+    def run(self) -> None: ...
+
+
+def print_json(value: Any) -> None:
+    """The result for programs."""
+    sys.stdout.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def print_table(rows: Sequence[Sequence[str]], title: str, *, stdout: bool = False) -> None:
+    """A table whose first row is the header; numbers are right-aligned."""
+    table = Table(title=title, title_justify="left", header_style="bold")
+    for i, heading in enumerate(rows[0]):
+        table.add_column(heading, justify="left" if i == 0 else "right")
+    for row in rows[1:]:
+        table.add_row(*row)
+    (Console() if stdout else console).print(table)
+
+
+@contextmanager
+def progress_bar(task: str) -> Iterator[Callable[[int, int, str], None]]:
+    """A bar on standard error; yields a callback (done, in all, what)."""
+    columns = (
+        TextColumn("[bold]{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[what]}"),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        handle = progress.add_task(task, total=None, what="")
+
+        def update(done: int, total: int, what: str) -> None:
+            progress.update(handle, completed=done, total=total, what=what)
+
+        yield update
+
+
+def command_line() -> str:
+    """The command as typed, for provenance."""
+    return shlex.join(["hess", *sys.argv[1:]])

@@ -1,0 +1,59 @@
+"""The ``hess`` command: one verb per module, one way to report, fail and stop."""
+
+import sys
+from collections.abc import Sequence
+
+import tyro
+
+from hess.cli.calibrate import Calibrate
+from hess.cli.console import Verb, console
+from hess.cli.demo import Demo
+from hess.cli.evaluate import Evaluate
+from hess.cli.inspect import Inspect
+from hess.cli.reconstruct import Reconstruct
+from hess.cli.train_nano import TrainNano
+from hess.errors import ConfigError, HessError
+
+VERBS: dict[str, type[Verb]] = {
+    "demo": Demo,
+    "reconstruct": Reconstruct,
+    "calibrate": Calibrate,
+    "inspect": Inspect,
+    "evaluate": Evaluate,
+    "train-nano": TrainNano,
+}
+
+DESCRIPTION = """Fast VGGT-like 3D reconstruction: find out once which attention heads carry the
+geometry (calibrate), then skip most attention blocks of the others (reconstruct, evaluate).
+
+Try: hess demo"""
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit code is 0 (done), 1 (failed), 2 (misused) or 130 (Ctrl-C)."""
+    verb = tyro.extras.subcommand_cli_from_dict(
+        VERBS, prog="hess", description=DESCRIPTION, args=args
+    )
+    try:
+        verb.run()
+    except ConfigError as error:
+        console.print(f"[bold red]hess:[/] {_escape(error)}", highlight=False)
+        return 2
+    except HessError as error:
+        console.print(f"[bold red]hess:[/] {_escape(error)}", highlight=False)
+        return 1
+    except OSError as error:
+        console.print(f"[bold red]hess:[/] {_escape(error)}", highlight=False)
+        return 1
+    except KeyboardInterrupt:
+        console.print("[bold]hess:[/] stopped; finished parts of resumable work are kept")
+        return 130
+    return 0
+
+
+def _escape(error: Exception) -> str:
+    return str(error).replace("[", r"\[")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

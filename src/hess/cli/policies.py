@@ -1,0 +1,46 @@
+"""Policies from names and settings on the command line."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from hess.errors import ConfigError
+
+if TYPE_CHECKING:
+    from hess.policies.base import Policy
+    from hess.policies.scored import ScoreSource
+
+SETTINGS = ((0.5, 0.7), (0.6, 0.4), (0.8, 0.4), (0.9, 0.2))
+"""Default (sparse ratio, CDF threshold) pairs: block sparsity from about 0.4 to 0.9."""
+NAMES = ("dense", "uniform", "hess", "reverse", "random", "no_reallocation")
+
+
+def build_policies(
+    names: Sequence[str],
+    profile: "ScoreSource",
+    settings: Sequence[tuple[float, float]] = SETTINGS,
+    random_seeds: Sequence[int] = (0,),
+) -> list["Policy"]:
+    """Every named policy at every setting; dense once, random once per seed.
+
+    Raises:
+        ConfigError: an unknown name, or a setting out of range.
+    """
+    from hess import policies
+
+    unknown = [name for name in names if name not in NAMES]
+    if unknown:
+        raise ConfigError(f"unknown policies {unknown}; known: {', '.join(NAMES)}")
+    scored = {
+        "hess": policies.HeSS,
+        "reverse": policies.Reverse,
+        "no_reallocation": policies.NoReallocation,
+    }
+    built: list[Policy] = [policies.Dense()] if "dense" in names else []
+    for sparse_ratio, cdf_threshold in settings:
+        both = {"sparse_ratio": sparse_ratio, "cdf_threshold": cdf_threshold}
+        if "uniform" in names:
+            built.append(policies.Uniform(**both))
+        built += [scored[name](profile, **both) for name in names if name in scored]
+        if "random" in names:
+            built += [policies.RandomScores(profile, **both, seed=seed) for seed in random_seeds]
+    return built
