@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Annotated, Any, Protocol
 
 import tyro
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 console = Console(stderr=True)
 """People read standard error; standard output carries only what a program would want."""
@@ -37,14 +39,19 @@ def print_json(value: Any) -> None:
     sys.stdout.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
-def print_table(rows: Sequence[Sequence[str]], title: str, *, stdout: bool = False) -> None:
+def print_table(rows: Sequence[Sequence[str]], title: str) -> None:
     """A table whose first row is the header; numbers are right-aligned."""
-    table = Table(title=title, title_justify="left", header_style="bold")
+    table = Table(title=title, title_justify="left", header_style="bold", box=SIMPLE_HEAD)
     for i, heading in enumerate(rows[0]):
-        table.add_column(heading, justify="left" if i == 0 else "right")
+        table.add_column(heading, justify="left" if i == 0 else "right", min_width=_width(rows, i))
     for row in rows[1:]:
         table.add_row(*row)
-    (Console() if stdout else console).print(table)
+    console.print(table)
+
+
+def _width(rows: Sequence[Sequence[str]], column: int) -> int:
+    """What the cells need; only headings may wrap."""
+    return max(len(Text.from_markup(row[column])) for row in rows[1:])
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """The ``hess`` command: one verb per module, one way to report, fail and stop."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import tyro
 
@@ -14,7 +14,7 @@ from hess.cli.reconstruct import Reconstruct
 from hess.cli.train_nano import TrainNano
 from hess.errors import ConfigError, HessError
 
-VERBS: dict[str, type[Verb]] = {
+VERBS: dict[str, Callable[..., Verb]] = {
     "demo": Demo,
     "reconstruct": Reconstruct,
     "calibrate": Calibrate,

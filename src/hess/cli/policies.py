@@ -1,7 +1,7 @@
 """Policies from names and settings on the command line."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hess.errors import ConfigError
 
@@ -37,7 +37,7 @@ def build_policies(
     }
     built: list[Policy] = [policies.Dense()] if "dense" in names else []
     for sparse_ratio, cdf_threshold in settings:
-        both = {"sparse_ratio": sparse_ratio, "cdf_threshold": cdf_threshold}
+        both: dict[str, Any] = {"sparse_ratio": sparse_ratio, "cdf_threshold": cdf_threshold}
         if "uniform" in names:
             built.append(policies.Uniform(**both))
         built += [scored[name](profile, **both) for name in names if name in scored]

@@ -273,7 +273,8 @@ def _initialise(model: VGGT) -> None:
 
 def _split_parameters(modules: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """Matrices of the transformer blocks and dense heads for Muon; everything else for AdamW."""
-    matrices, others = [], []
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for name, parameter in modules.named_parameters():
         inside = any(part in name for part in ("blocks.", "point_head.mlp", "depth_head.mlp"))
         is_matrix = inside and name.endswith("weight") and parameter.ndim == 2
