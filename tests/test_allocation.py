@@ -4,15 +4,11 @@ from itertools import pairwise
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from hess.allocation import allocate, round_budgets, water_fill
 from hess.errors import ConfigError
-
-# Few examples keep the suite quick; deadlines mean nothing on a busy machine.
-settings.register_profile("quick", deadline=None, max_examples=50)
-settings.load_profile("quick")
 
 
 def bisect_level(total: float, weights: list[float], upper: int, lower: int) -> list[float]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
@@ -24,10 +24,6 @@ from hess.attention.pooling import num_blocks
 from hess.attention.reference import reference_attention, token_mask
 from hess.attention.sparsity import block_sparsity, flop_saving
 from hess.errors import ConfigError, LayoutError
-
-# Few examples keep the suite quick; deadlines mean nothing on a busy machine.
-settings.register_profile("quick", deadline=None, max_examples=50)
-settings.load_profile("quick")
 
 Case = tuple[Tensor, Tensor, Tensor, BlockMask, TokenLayout, int, int]
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
@@ -22,10 +22,6 @@ from hess.attention.selection import (
     select_top,
 )
 from hess.errors import ConfigError, LayoutError
-
-# Few examples keep the suite quick; deadlines mean nothing on a busy machine.
-settings.register_profile("quick", deadline=None, max_examples=50)
-settings.load_profile("quick")
 
 GOLDEN_LAYOUT = TokenLayout(num_views=5, grid_h=13, grid_w=14, num_special=5)
 

@@ -21,6 +21,7 @@ from hess.models.layers import Attention
 from hess.models.vggt import VGGT, VGGTConfig
 from hess.policies import Dense, HeSS, Uniform
 from hess.sparsification import SparseAttention, sparsify
+from stand_ins import FixedScores
 
 LAYERS, HEADS, NUM_SPECIAL = 3, 4, 3
 HALF = Uniform(sparse_ratio=0.5)
@@ -70,19 +71,6 @@ def run(model: VGGT, images: Tensor) -> Tensor:
 
 def modules(model: VGGT) -> list[tuple[str, type, int]]:
     return [(name, type(module), id(module)) for name, module in model.named_modules()]
-
-
-def equal_scores_profile():
-    class Profile:
-        def scores(
-            self,
-            camera_weight: float | None = None,
-            projection: str = "query",
-            normalization: str = "trace",
-        ) -> Tensor:
-            return torch.ones(LAYERS, HEADS)
-
-    return Profile()
 
 
 def test_everything_is_as_before_after_leaving(model, images) -> None:
@@ -160,7 +148,7 @@ def test_backends_agree_and_are_recorded(model, images) -> None:
 def test_hess_with_equal_scores_is_uniform(model, images) -> None:
     with sparsify(model, HALF):
         expected = run(model, images)
-    with sparsify(model, HeSS(equal_scores_profile(), sparse_ratio=0.5)):
+    with sparsify(model, HeSS(FixedScores(torch.ones(LAYERS, HEADS)), sparse_ratio=0.5)):
         assert torch.equal(run(model, images), expected)
 
 
@@ -249,12 +237,10 @@ def test_refusals_leave_the_model_alone(model) -> None:
 
 
 def test_a_profile_of_another_model_is_refused(model) -> None:
-    class ShallowProfile:
-        def scores(self, camera_weight=None, projection="query", normalization="trace") -> Tensor:
-            return torch.ones(LAYERS - 1, HEADS)
-
-    with pytest.raises(ProfileError, match="3 global layers of 4 heads"):
-        sparsify(model, HeSS(ShallowProfile(), sparse_ratio=0.5))
+    shallow = FixedScores(torch.ones(LAYERS - 1, HEADS))
+    with pytest.raises(ProfileError, match=r"scores of \(2, 4\), found a model of \(3, 4\)"):
+        sparsify(model, HeSS(shallow, sparse_ratio=0.5))
+    assert not any(isinstance(s.module, SparseAttention) for s in model.global_attention_sites())
 
 
 def test_sparsifying_twice_is_refused(model) -> None:

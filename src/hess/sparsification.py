@@ -234,7 +234,7 @@ def sparsify(
 
     Raises:
         AlreadySparsifiedError: the model is sparsified already.
-        ProfileError: the policy was made for another number of layers or heads.
+        ProfileError: the policy was made for another model.
         ConfigError: unknown layer or backend, or a block size below 1.
     """
     sites = model.global_attention_sites()
@@ -242,7 +242,7 @@ def sparsify(
         raise AlreadySparsifiedError(
             "this model is sparsified already; leave the first sparsify() or call its restore()"
         )
-    policy.check_model(len(sites), model.num_heads)
+    policy.check_model(model)
     check_backend(backend)
     chosen = set(range(len(sites)) if layers is None else layers)
     if not chosen or not chosen <= set(range(len(sites))):

@@ -1,6 +1,5 @@
 """Measure policies on a data set: same scenes, same ground truth, paired differences."""
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +16,6 @@ from hess.evaluation.resume import BatchResult, SceneResult, Sidecar, Store
 from hess.evaluation.scene_metrics import SceneTruth, scene_metrics
 from hess.models.base import Model, Predictions
 from hess.policies.base import Policy
-from hess.policies.scored import ScoredPolicy
 from hess.sensitivity.profile import model_fingerprint
 from hess.sparsification import sparsify
 
@@ -98,7 +96,7 @@ def evaluate(
 
     results = [
         PolicyResults(
-            name=policy.name, settings=_settings(policy), batches=store.of_policy(identity)
+            name=policy.name, settings=policy.settings(), batches=store.of_policy(identity)
         )
         for identity, policy in by_identity.items()
     ]
@@ -173,17 +171,8 @@ def _check_unit(found: Sequence[str], store: Store) -> None:
         )
 
 
-def _settings(policy: Policy) -> dict[str, object]:
-    settings = policy.settings()
-    if isinstance(policy, ScoredPolicy):
-        # Two profiles can give policies of the same settings that act differently.
-        digest = hashlib.sha256(policy.scores.numpy().tobytes()).hexdigest()
-        settings = settings | {"scores_sha256": digest}
-    return settings
-
-
 def _identity(policy: Policy) -> str:
-    return json.dumps({"name": policy.name, "settings": _settings(policy)}, sort_keys=True)
+    return json.dumps({"name": policy.name, "settings": policy.settings()}, sort_keys=True)
 
 
 def _next_batch(dataset: Dataset, first: int, batch_size: int) -> list[Scene]:

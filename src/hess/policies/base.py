@@ -5,6 +5,7 @@ from typing import ClassVar, Protocol
 from torch import Tensor
 
 from hess.attention.block_mask import BlockMask
+from hess.models.base import Model
 
 
 class Policy(Protocol):
@@ -16,8 +17,8 @@ class Policy(Protocol):
         """All parameters that shape the mask, as JSON values for reports."""
         ...
 
-    def check_model(self, num_layers: int, num_heads: int) -> None:
-        """Raise ``ProfileError`` if the policy was made for a model of another size."""
+    def check_model(self, model: Model) -> None:
+        """Raise ``ProfileError`` if the policy was made for another model."""
         ...
 
     def block_mask(self, block_probs: Tensor, layer_idx: int) -> BlockMask | None:

@@ -5,6 +5,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from hess.models.base import Model
+
 
 @dataclass(frozen=True, kw_only=True)
 class Dense:
@@ -15,7 +17,7 @@ class Dense:
     def settings(self) -> dict[str, object]:
         return {}
 
-    def check_model(self, num_layers: int, num_heads: int) -> None:
+    def check_model(self, model: Model) -> None:
         """Any model will do."""
 
     def block_mask(self, block_probs: Tensor, layer_idx: int) -> None:

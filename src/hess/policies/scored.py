@@ -1,5 +1,6 @@
 """What all score-driven policies share: the baseline's budget, divided among heads by a score."""
 
+import hashlib
 from dataclasses import KW_ONLY, dataclass, field, fields
 from typing import ClassVar, Protocol
 
@@ -16,6 +17,7 @@ from hess.attention.selection import (
     select_blocks,
 )
 from hess.errors import ConfigError, ProfileError
+from hess.models.base import Model
 
 
 class ScoreSource(Protocol):
@@ -26,8 +28,15 @@ class ScoreSource(Protocol):
         camera_weight: float | None = None,
         projection: str = "query",
         normalization: str = "trace",
+        aggregate: str = "mean",
+        rows: str = "all",
+        scale_free: bool = False,
     ) -> Tensor:
         """Scores [layers, heads], at least 0; None is the default weight of the model."""
+        ...
+
+    def check_model(self, model: Model) -> None:
+        """Raise ``ProfileError`` unless the scores were measured on ``model``."""
         ...
 
 
@@ -45,7 +54,8 @@ class ScoredPolicy:
         camera_weight: share of the camera error in the score (lambda of Eq. 9), in [0, 1];
             None: what the profile holds to be right for its model.
         projection: whose Fisher trace is the score: "query", "key" or "value".
-        normalization: how the profile turns traces into scores.
+        normalization, aggregate, rows, scale_free: how the profile turns traces into scores, see
+            ``HessProfile.scores``.
         row_rule: how a head divides its budget among rows, see ``selection.row_counts``.
         min_row_blocks: blocks each row keeps at least; the paper has 0.
         blend: share of a uniform score mixed in, from 0 (the paper) to 1 (equal budgets).
@@ -66,6 +76,9 @@ class ScoredPolicy:
     camera_weight: float | None = None
     projection: str = "query"
     normalization: str = "trace"
+    aggregate: str = "mean"
+    rows: str = "all"
+    scale_free: bool = False
     row_rule: str = "equal"
     min_row_blocks: int = 0
     blend: float = 0.0
@@ -81,7 +94,14 @@ class ScoredPolicy:
             raise ConfigError(f"blend must lie in [0, 1], found {self.blend}")
         if self.camera_weight is not None and not 0 <= self.camera_weight <= 1:
             raise ConfigError(f"camera_weight must lie in [0, 1], found {self.camera_weight}")
-        scores = self.profile.scores(self.camera_weight, self.projection, self.normalization)
+        scores = self.profile.scores(
+            self.camera_weight,
+            self.projection,
+            self.normalization,
+            self.aggregate,
+            self.rows,
+            self.scale_free,
+        )
         if scores.ndim != 2 or not torch.isfinite(scores).all() or (scores < 0).any():
             raise ProfileError(
                 "a profile must give finite scores >= 0 of shape [layers, heads], found shape "
@@ -103,15 +123,14 @@ class ScoredPolicy:
 
     def settings(self) -> dict[str, object]:
         left_out = ("profile", "scores")
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in left_out}
+        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in left_out}
+        # Two profiles give policies of the same settings that act differently.
+        digest = hashlib.sha256(self.scores.numpy().tobytes()).hexdigest()
+        return plain | {"scores_sha256": digest}
 
-    def check_model(self, num_layers: int, num_heads: int) -> None:
-        """Raise :class:`ProfileError` unless there is a score for every layer and head."""
-        if self.scores.shape != (num_layers, num_heads):
-            raise ProfileError(
-                f"the model has {num_layers} global layers of {num_heads} heads, the profile "
-                f"scores {self.scores.shape[0]} of {self.scores.shape[1]}; calibrate this model"
-            )
+    def check_model(self, model: Model) -> None:
+        """Raise :class:`ProfileError` unless the profile was measured on ``model``."""
+        self.profile.check_model(model)
 
     def block_mask(self, block_probs: Tensor, layer_idx: int) -> BlockMask:
         ranked = rank_blocks(block_probs)

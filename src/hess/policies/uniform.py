@@ -7,6 +7,7 @@ from torch import Tensor
 
 from hess.attention.block_mask import BlockMask
 from hess.attention.selection import baseline_counts, check_baseline, rank_blocks, select_top
+from hess.models.base import Model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +34,7 @@ class Uniform:
     def settings(self) -> dict[str, object]:
         return asdict(self)
 
-    def check_model(self, num_layers: int, num_heads: int) -> None:
+    def check_model(self, model: Model) -> None:
         """Any model will do."""
 
     def block_mask(self, block_probs: Tensor, layer_idx: int) -> BlockMask:
