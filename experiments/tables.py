@@ -1,0 +1,211 @@
+"""Fill the tables of README.md and docs/ from the committed results files.
+
+    python experiments/tables.py            rewrite them
+    python experiments/tables.py --check    exit with 1 if one is not what its file says
+
+A table stands between ``<!-- table KIND FILE -->`` and ``<!-- end table -->``.
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+PAGES = ("README.md", "docs/results.md")
+BLOCK = re.compile(r"(<!-- table (\w+) (.+?) -->\n).*?(<!-- end table -->)", re.DOTALL)
+LABELS = {
+    "dense": "dense",
+    "uniform": "uniform",
+    "hess": "**HeSS**",
+    "reverse": "reverse",
+    "random": "random scores",
+    "no_reallocation": "HeSS, no reallocation",
+}
+Row = dict[str, Any]
+
+
+def read(path: str) -> list[Row]:
+    return [json.loads(line) for line in (ROOT / path).read_text().splitlines()]
+
+
+def number(row: Row, key: str, *, percent: bool = False, digits: int = 3) -> str:
+    """A value with its standard error; differences carry their sign."""
+    value, error = row.get(key), row.get(f"{key}_se")
+    if value is None:
+        return "–"
+    scale, digits = (100, 1) if percent else (1, digits)
+    sign = "+" if key.startswith("paired") else ""
+    text = f"{scale * value:{sign}.{digits}f}"
+    text = text if error is None else f"{text} ± {scale * error:.{digits}f}"
+    return text.replace("-", "−")
+
+
+def markdown(header: list[str], body: list[list[str]]) -> str:
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *body]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def label(row: Row) -> str:
+    text = LABELS[row["policy"]]
+    seed = row["settings"].get("seed")
+    return text if seed is None else f"{text} {seed + 1}"
+
+
+def sweep(path: str) -> str:
+    """Policies at each block sparsity."""
+    header = ["policy", "block sparsity", "FLOP saving", "AUC@30 ↑", "Δ to uniform"]
+    header += ["ATE ↓", "chamfer ↓", "point error ↓", "Δ point error to uniform"]
+    body = []
+    for row in read(path):
+        body.append(
+            [
+                label(row),
+                f"{row['block_sparsity']:.3f}",
+                f"{row['flop_saving']:.3f}",
+                number(row, "auc_30", percent=True),
+                number(row, "paired_auc_30_vs_uniform", percent=True),
+                number(row, "ate_rmse"),
+                number(row, "chamfer_mean", digits=4),
+                number(row, "point_error"),
+                number(row, "paired_point_error_vs_uniform", digits=4),
+            ]
+        )
+    return markdown(header, body)
+
+
+def headline(path: str) -> str:
+    """One line per block sparsity: what each policy keeps of the dense model's AUC@30."""
+    rows = read(path)
+    dense = next(row for row in rows if row["policy"] == "dense")
+    settings: dict[tuple, dict[str, list[Row]]] = {}
+    for row in rows:
+        if row["policy"] != "dense":
+            key = (row["sparse_ratio"], row["cdf_threshold"])
+            settings.setdefault(key, {}).setdefault(row["policy"], []).append(row)
+    body = [["0 (dense)", number(dense, "auc_30", percent=True), "", "", "", ""]]
+    for policies in settings.values():
+        uniform, hess, reverse = (policies[n][0] for n in ("uniform", "hess", "reverse"))
+        random = [100 * row["auc_30"] for row in policies["random"]]
+        body.append(
+            [
+                f"{uniform['block_sparsity']:.2f}",
+                number(uniform, "auc_30", percent=True),
+                number(hess, "auc_30", percent=True),
+                number(hess, "paired_auc_30_vs_uniform", percent=True),
+                number(reverse, "auc_30", percent=True),
+                ", ".join(f"{value:.1f}" for value in random),
+            ]
+        )
+    header = ["block sparsity", "uniform", "HeSS", "HeSS − uniform", "reverse", "random scores"]
+    return markdown(header, body)
+
+
+def models(pattern: str) -> str:
+    """Dense accuracy of each trained model, and the main comparison on it."""
+    header = ["model", "steps", "AUC@30", "ATE", "point error", "HeSS − uniform at"]
+    header[-1:] = ["HeSS − uniform, sparsity 0.56", "0.74", "0.84", "reverse − uniform, 0.74"]
+    body = []
+    for path in sorted(ROOT.glob(pattern)):
+        rows = read(str(path.relative_to(ROOT)))
+        training = json.loads((path.parents[1] / "training" / f"{path.stem}.json").read_text())
+        dense = next(row for row in rows if row["policy"] == "dense")
+        line = [path.stem, f"{training['config']['steps']}", number(dense, "auc_30", percent=True)]
+        line += [number(dense, "ate_rmse"), number(dense, "point_error")]
+        for policy, setting in (
+            ("hess", (0.6, 0.4)),
+            ("hess", (0.8, 0.4)),
+            ("hess", (0.9, 0.2)),
+            ("reverse", (0.8, 0.4)),
+        ):
+            row = next(
+                r
+                for r in rows
+                if r["policy"] == policy and (r["sparse_ratio"], r["cdf_threshold"]) == setting
+            )
+            line.append(number(row, "paired_auc_30_vs_uniform", percent=True))
+        body.append(line)
+    return markdown(header, body)
+
+
+def ablations(path: str) -> str:
+    """Paired difference of every variant to plain HeSS, per setting."""
+    rows = read(path)
+    variants: dict[str, dict[float, Row]] = {}
+    for row in rows:
+        variants.setdefault(row["variant"], {})[row["sparse_ratio"]] = row
+    ratios = sorted({row["sparse_ratio"] for row in rows})
+    header = ["variant"]
+    for ratio in ratios:
+        sparsity = variants["HeSS"][ratio]["block_sparsity"]
+        header += [f"sparsity (HeSS {sparsity:.2f})", "Δ AUC@30", "Δ point error"]
+    body = []
+    for name, by_ratio in variants.items():
+        line = [name]
+        for ratio in ratios:
+            row = by_ratio[ratio]
+            line.append(f"{row['block_sparsity']:.3f}")
+            if name == "HeSS":
+                line += [f"({number(row, 'auc_30', percent=True)})"]
+                line += [f"({number(row, 'point_error')})"]
+            else:
+                line.append(number(row, "paired_auc_30_vs_hess", percent=True))
+                line.append(number(row, "paired_point_error_vs_hess", digits=4))
+        body.append(line)
+    return markdown(header, body)
+
+
+def real(path: str) -> str:
+    """Reconstructions of captures that the model was not trained for."""
+    header = ["capture", "views", "policy", "block sparsity", "AUC@30", "ATE / path", "chamfer"]
+    body = [
+        [
+            row["capture"],
+            str(row["num_views"]),
+            row["policy"],
+            f"{row['block_sparsity']:.2f}",
+            number(row["errors"], "auc_30", percent=True),
+            number(row["errors"], "ate_relative"),
+            number(row["errors"], "chamfer_mean"),
+        ]
+        for row in read(path)
+    ]
+    return markdown(header, body)
+
+
+TABLES: dict[str, Callable[[str], str]] = {
+    "ablations": ablations,
+    "headline": headline,
+    "models": models,
+    "real": real,
+    "sweep": sweep,
+}
+
+
+def filled(text: str) -> str:
+    """``text`` with every table made anew."""
+    return BLOCK.sub(lambda m: m[1] + TABLES[m[2]](m[3]) + m[4], text)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true")
+    args = parser.parse_args()
+    stale = []
+    for page in PAGES:
+        path = ROOT / page
+        text = path.read_text()
+        if filled(text) != text:
+            stale.append(page)
+            if not args.check:
+                path.write_text(filled(text))
+    if stale:
+        print("stale tables in" if args.check else "rewrote", ", ".join(stale))
+    return 1 if args.check and stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
