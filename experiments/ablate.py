@@ -23,7 +23,7 @@ from hess.files import write_atomically
 from hess.models.loading import load_model
 from hess.sensitivity.profile import HessProfile, load_profile
 
-SETTINGS = ((0.5, 0.7), (0.8, 0.4), (0.9, 0.2))
+SETTINGS = ((0.5, 0.9), (0.8, 0.4), (0.9, 0.2))
 METRICS = ("auc_30", "ate_rmse", "point_error", "chamfer_mean")
 Variants = dict[str, dict[str, Any]]
 

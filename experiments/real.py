@@ -11,6 +11,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
+
 from hess.evaluation.provenance import provenance
 from hess.files import write_atomically
 
@@ -23,7 +25,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--pictures", type=Path, default=Path("out/real"))
     args = parser.parse_args()
-    origin = provenance()
+    origin = provenance(torch.device("cpu"))
     lines = []
     for capture in args.captures:
         name, path = capture.split("=", 1)

@@ -1,12 +1,19 @@
 """``hess calibrate``: measure head sensitivities, write a profile."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from hess.cli.console import Json, ModelName, Output, console, print_json, progress_bar
+from hess.cli.console import (
+    Json,
+    ModelName,
+    Output,
+    console,
+    prepare_file,
+    print_json,
+    progress_bar,
+)
 from hess.cli.inspect import print_profile, profile_summary
 
 
@@ -45,8 +52,9 @@ class Calibrate:
             views_per_scene=self.views,
             num_scenes=self.num_scenes,
         )
-        checkpoint = self.output.with_name(f".{self.output.name}.partial")
-        self.output.parent.mkdir(parents=True, exist_ok=True)
+        checkpoint = prepare_file(self.output).with_name(f".{self.output.name}.partial")
+        if checkpoint.exists():
+            console.print(f"continuing {checkpoint}", highlight=False, soft_wrap=True)
         with progress_bar("calibrate") as progress:
             profile = calibrate(
                 model,
@@ -56,9 +64,9 @@ class Calibrate:
                 progress=progress,
             )
         profile.save(self.output)
-        Path(checkpoint).unlink(missing_ok=True)
+        checkpoint.unlink(missing_ok=True)
         if self.json:
             print_json({"profile": str(self.output), **profile_summary(profile)})
         else:
             print_profile(profile)
-            console.print(f"wrote {self.output}")
+            console.print(f"wrote {self.output}", highlight=False, soft_wrap=True)

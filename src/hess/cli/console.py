@@ -1,6 +1,8 @@
 """What all verbs share: where text goes, progress bars, JSON, and common options."""
 
+import errno
 import json
+import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +16,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
+
+from hess.errors import ConfigError
 
 console = Console(stderr=True)
 """People read standard error; standard output carries only what a program would want."""
@@ -52,6 +56,47 @@ def print_table(rows: Sequence[Sequence[str]], title: str) -> None:
 def _width(rows: Sequence[Sequence[str]], column: int) -> int:
     """What the cells need; only headings may wrap."""
     return max(len(Text.from_markup(row[column])) for row in rows[1:])
+
+
+def prepare_file(path: Path) -> Path:
+    """Find out before the work, not after it, whether the result can be written there.
+
+    Raises:
+        ConfigError: the path is a folder.
+        OSError: its folder cannot be made or written.
+    """
+    if path.is_dir():
+        raise ConfigError(f"--output must name a file, {path} is a folder; add a file name")
+    prepare_folder(path.parent)
+    return path
+
+
+def prepare_folder(path: Path) -> Path:
+    """The folder, made if it is missing.
+
+    Raises:
+        ConfigError: the path is a file.
+        OSError: it cannot be made or written.
+    """
+    if path.is_file():
+        raise ConfigError(f"expected a folder for the output, {path} is a file; choose another")
+    path.mkdir(parents=True, exist_ok=True)
+    if not os.access(path, os.W_OK):
+        raise PermissionError(errno.EACCES, "the folder cannot be written", str(path))
+    return path
+
+
+def use_threads(threads: int) -> None:
+    """Let torch use so many CPU threads.
+
+    Raises:
+        ConfigError: less than one.
+    """
+    import torch
+
+    if threads < 1:
+        raise ConfigError(f"--threads must be at least 1, found {threads}")
+    torch.set_num_threads(threads)
 
 
 @contextmanager

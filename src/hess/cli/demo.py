@@ -10,6 +10,7 @@ from hess.cli.console import (
     Output,
     command_line,
     console,
+    prepare_folder,
     print_json,
     print_table,
     progress_bar,
@@ -41,6 +42,7 @@ class Demo:
     output: Output = Path("out/demo")
     """Folder to write."""
     calibration_scenes: int = 40
+    """Scenes to measure the sensitivities on."""
     calibration_views: int = 8
     """More views change the scores little and cost time; `hess calibrate` takes 20."""
     scenes: int = 64
@@ -51,7 +53,7 @@ class Demo:
         from hess.models.loading import load_model
 
         start = time.perf_counter()
-        self.output.mkdir(parents=True, exist_ok=True)
+        prepare_folder(self.output)
         model = load_model("nano")
         console.rule("1. Calibrate: how sensitive is each head?")
         profile = self._calibrate(model)

@@ -1,7 +1,7 @@
 """``hess evaluate``: policies on a data set, side by side."""
 
-from dataclasses import dataclass, field
-from typing import Annotated
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
@@ -12,11 +12,17 @@ from hess.cli.console import (
     ProfileName,
     command_line,
     console,
+    prepare_file,
     print_json,
     print_table,
     progress_bar,
+    use_threads,
 )
 from hess.cli.policies import SETTINGS, build_policies
+
+if TYPE_CHECKING:
+    from hess.datasets.scene import Dataset
+    from hess.evaluation.protocol import Protocol
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +42,9 @@ class Evaluate:
     data: Annotated[str, tyro.conf.arg(metavar="NAME|PATH")] = "procedural:test"
     """procedural:test, bundled, or a folder whose layout is recognised."""
     num_scenes: int = 224
+    """Scenes at most."""
     views: int = 8
+    """Views per scene, at least 3; a folder with fewer gives all it has."""
     seed: int = 0
     """Of the procedural scenes."""
     policies: tuple[str, ...] = ("dense", "uniform", "hess", "reverse", "random")
@@ -46,13 +54,12 @@ class Evaluate:
     random_seeds: tuple[int, ...] = (0,)
     """One random permutation of the scores per seed."""
     batch_size: int = 16
+    """Scenes per forward pass."""
     threads: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """CPU threads; by default all cores."""
     json: Json = False
 
     def run(self) -> None:
-        import torch
-
         from hess.datasets.open import open_dataset
         from hess.evaluation.evaluate import evaluate
         from hess.geometry.image_fit import square_crop
@@ -60,7 +67,7 @@ class Evaluate:
         from hess.sensitivity.profile import load_profile
 
         if self.threads is not None:
-            torch.set_num_threads(self.threads)
+            use_threads(self.threads)
         model = load_model(self.model)
         profile = load_profile(self.profile)
         dataset = open_dataset(
@@ -76,14 +83,25 @@ class Evaluate:
                 model,
                 dataset,
                 policies,
+                protocol=_protocol(dataset),
                 seed=self.seed,
                 batch_size=self.batch_size,
                 progress=progress,
-                rows_path=self.output,
+                rows_path=prepare_file(self.output),
                 command=command_line(),
             )
         if self.json:
             print_json(report.rows)
         else:
             print_table(report.table(), f"{model.model_name} on {len(dataset)} scenes")
-            console.print(f"wrote {self.output}")
+            console.print(f"wrote {self.output}", highlight=False, soft_wrap=True)
+
+
+def _protocol(dataset: "Dataset") -> "Protocol":
+    from hess.datasets.procedural import Procedural
+    from hess.evaluation.protocol import PROCEDURAL_8, Protocol
+
+    if isinstance(dataset, Procedural):
+        views = dataset.num_views
+        return replace(PROCEDURAL_8, name=f"procedural-{views}", views=views)
+    return Protocol(name="any-views")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from hess.cli.console import Json, ProfileName, console, print_json, print_table
+from hess.cli.console import Json, ProfileName, console, prepare_file, print_json, print_table
 
 if TYPE_CHECKING:
     from hess.sensitivity.profile import HessProfile
@@ -20,7 +20,7 @@ class Inspect:
     """
 
     profile: Annotated[tyro.conf.Positional[ProfileName], tyro.conf.arg(name="profile")]
-    output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
+    output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"], metavar="PNG")] = None
     """Write the heat map as a PNG."""
     json: Json = False
 
@@ -29,7 +29,7 @@ class Inspect:
 
         profile = load_profile(self.profile)
         if self.output is not None:
-            write_heatmap(profile, self.output)
+            write_heatmap(profile, prepare_file(self.output))
         if self.json:
             print_json(profile_summary(profile))
         else:

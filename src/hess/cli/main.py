@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 import tyro
+from rich.text import Text
 
 from hess.cli.calibrate import Calibrate
 from hess.cli.console import Verb, console
@@ -36,23 +37,21 @@ def main(args: Sequence[str] | None = None) -> int:
     )
     try:
         verb.run()
-    except ConfigError as error:
-        console.print(f"[bold red]hess:[/] {_escape(error)}", highlight=False)
-        return 2
-    except HessError as error:
-        console.print(f"[bold red]hess:[/] {_escape(error)}", highlight=False)
-        return 1
-    except OSError as error:
-        console.print(f"[bold red]hess:[/] {_escape(error)}", highlight=False)
-        return 1
+    except (HessError, OSError) as error:
+        # Wrapped for people only: a program that reads this wants its paths in one piece.
+        wrap = console.is_terminal
+        console.print("[bold red]hess:[/]", _plain(error), highlight=False, soft_wrap=not wrap)
+        return 2 if isinstance(error, ConfigError) else 1
     except KeyboardInterrupt:
         console.print("[bold]hess:[/] stopped; finished parts of resumable work are kept")
         return 130
     return 0
 
 
-def _escape(error: Exception) -> str:
-    return str(error).replace("[", r"\[")
+def _plain(error: Exception) -> Text:
+    if isinstance(error, OSError) and error.filename is not None:
+        return Text(f"{error.filename}: {error.strerror}")
+    return Text(str(error))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from hess.cli.console import Json, ModelName, Output, ProfileName, console, print_json
+from hess.cli.console import (
+    Json,
+    ModelName,
+    Output,
+    ProfileName,
+    console,
+    prepare_folder,
+    print_json,
+)
 from hess.cli.policies import build_policies
 
 if TYPE_CHECKING:
@@ -33,7 +41,9 @@ class Reconstruct:
     """dense, uniform, hess, reverse, random or no_reallocation."""
     profile: ProfileName = "nano"
     sparse_ratio: float = 0.8
+    """Share of the blocks that may be dropped, 0 to 1; dense drops none."""
     cdf_threshold: float = 0.4
+    """Share of the attention probability to keep, 0 to 1."""
     max_views: int = 20
     """Of a longer sequence with known cameras, this many views spread evenly."""
     strict: bool = False
@@ -53,6 +63,7 @@ class Reconstruct:
             load_profile(self.profile),
             [(self.sparse_ratio, self.cdf_threshold)],
         )
+        prepare_folder(self.output)
         with sparsify(model, policy) as run:
             reconstruction = reconstruct(model, source, strict=self.strict)
         reconstruction = replace(reconstruction, sparsification=run.stats.as_dict())
@@ -89,7 +100,6 @@ class Reconstruct:
         from hess.viz.figure import image_png
         from hess.viz.scene import preview
 
-        self.output.mkdir(parents=True, exist_ok=True)
         reconstruction.save(self.output / "points.ply")
         reconstruction.save(self.output / "reconstruction.npz")
         cameras = [

@@ -1,12 +1,19 @@
 """``hess train-nano``: train the embedded model from scratch."""
 
 from dataclasses import asdict, dataclass, field
-from typing import Annotated
+from typing import Literal
 
-import tyro
-
-from hess.cli.console import Json, Output, command_line, console, print_json, progress_bar
-from hess.errors import ConfigError
+from hess.cli.console import (
+    Json,
+    Output,
+    command_line,
+    console,
+    prepare_folder,
+    print_json,
+    progress_bar,
+    use_threads,
+)
+from hess.errors import BackendUnavailableError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +33,7 @@ class TrainNano:
     seed: int = 0
     matching: float = 1.0
     """Weight of the matching loss, which treats all layers alike; 0 trains without it."""
-    device: Annotated[str, tyro.conf.arg(metavar="cpu|cuda")] = "cpu"
+    device: Literal["cpu", "cuda"] = "cpu"
     threads: int = 1
     """CPU threads; so small a model gains nothing from more."""
     json: Json = False
@@ -36,33 +43,35 @@ class TrainNano:
 
         from hess.files import write_atomically
         from hess.models.loading import save_model
-        from hess.training.nano import Trainer, TrainingConfig
+        from hess.training.nano import Trainer, TrainingConfig, read_log
         from hess.viz.figure import figure_png
         from hess.viz.training import training_figure
 
-        if self.threads < 1:
-            raise ConfigError(f"--threads must be at least 1, found {self.threads}")
-        torch.set_num_threads(self.threads)
+        use_threads(self.threads)
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise BackendUnavailableError("this torch finds no CUDA device; use --device cpu")
         torch.set_flush_denormal(True)
         config = TrainingConfig(steps=self.steps, seed=self.seed, matching=self.matching)
-        trainer = Trainer(config, self.output, self.device)
-        last: dict[str, float] = {}
+        trainer = Trainer(config, prepare_folder(self.output), self.device)
+        auc = ""
         with progress_bar("train") as progress:
 
             def report(step: int, steps: int, row: dict[str, float]) -> None:
-                last.update(row)
-                text = f"camera {row['camera']:.4f}  points {row['points']:.3f}"
-                if "val_auc_30" in last:
-                    text += f"  AUC@30 {last['val_auc_30']:.3f}"
-                progress(step, steps, text)
+                nonlocal auc
+                if "val_auc_30" in row:
+                    auc = f"  AUC@30 {row['val_auc_30']:.3f}"
+                losses = f"camera {row['camera']:.4f}  points {row['points']:.3f}"
+                progress(step, steps, losses + auc)
 
             trainer.run(progress=report)
         weights = self.output / "nano.safetensors"
-        record = {"command": command_line(), "config": asdict(config), "final": last}
+        # From the log, which also knows it when there was nothing left to train.
+        final = read_log(trainer.log)[-1]
+        record = {"command": command_line(), "config": asdict(config), "final": final}
         save_model(trainer.model, weights, record)
-        figure = training_figure({f"seed {self.seed}": self.output / "log.jsonl"})
+        figure = training_figure({f"seed {self.seed}": trainer.log})
         write_atomically(self.output / "curve.png", figure_png(figure))
         if self.json:
             print_json({"weights": str(weights), **record})
         else:
-            console.print(f"AUC@30 {last.get('val_auc_30', float('nan')):.3f}; wrote {weights}")
+            console.print(f"AUC@30 {final['val_auc_30']:.3f}; wrote {weights}", soft_wrap=True)

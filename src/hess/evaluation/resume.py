@@ -73,7 +73,7 @@ class Sidecar(Store):
     A line counts once its newline is on the disk; what a killed run left behind is cut off.
 
     Args:
-        path: file; made with its folder when missing.
+        path: file; made with the first result when missing.
         header: configuration as JSON values; a file with another one is refused.
 
     Raises:
@@ -85,12 +85,11 @@ class Sidecar(Store):
         self._path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+        self._header = wanted = json.loads(json.dumps(header))
         if not lines:
-            path.write_bytes(b"")
-            self._append({"header": header})
+            path.unlink(missing_ok=True)
             return
         found = self._decode(lines[0]).get("header")
-        wanted = json.loads(json.dumps(header))
         if not isinstance(found, dict):
             raise ConfigError(f"{path} holds no per-scene results; choose another output file")
         if found != wanted:
@@ -109,6 +108,8 @@ class Sidecar(Store):
 
     def add(self, result: BatchResult) -> None:
         """Keep one more result and write it to the disk."""
+        if not self._path.exists():
+            self._append({"header": self._header})
         self._append(asdict(result))
         super().add(result)
 

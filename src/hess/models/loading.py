@@ -1,6 +1,8 @@
 """Load a model by name or from a weight file, without ever running code from the file."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+from torch import Tensor
 
 from hess.errors import CheckpointError, ConfigError
 from hess.files import write_atomically
@@ -33,16 +36,9 @@ def load_model(
         CheckpointError: no such file, a damaged file, or weights that do not fit the
             architecture the file names.
     """
-    if str(name_or_path) in BUNDLED:
-        with as_file(files("hess") / "assets" / f"{name_or_path}.safetensors") as path:
-            return _load(path, str(name_or_path)).to(device, dtype)
-    path = Path(name_or_path)
-    if not path.is_file():
-        raise CheckpointError(
-            f"no model named {str(name_or_path)!r} and no such file; bundled models: "
-            f"{', '.join(BUNDLED)}; a trained model is a .safetensors file"
-        )
-    return _load(path, path.stem).to(device, dtype)
+    with _weight_file(name_or_path) as path:
+        model = _load(path)
+    return model.to(device, dtype)
 
 
 def save_model(model: VGGT, path: Path, training: dict[str, Any]) -> None:
@@ -56,13 +52,33 @@ def save_model(model: VGGT, path: Path, training: dict[str, Any]) -> None:
     write_atomically(path, save(weights, metadata))
 
 
-def read_training_record(path: Path) -> dict[str, Any]:
-    """How the weights in a file of :func:`save_model` were made."""
-    with safe_open(path, "pt") as file:
-        return json.loads(file.metadata()["training"])
+def read_training_record(name_or_path: str | Path) -> dict[str, Any]:
+    """How the weights of a bundled model or in a file of :func:`save_model` were made.
+
+    Raises:
+        CheckpointError: no such file, or not such a file.
+    """
+    with _weight_file(name_or_path) as path:
+        return _read(path)[1]["training"]
 
 
-def _load(path: Path, name: str) -> VGGT:
+@contextmanager
+def _weight_file(name_or_path: str | Path) -> Iterator[Path]:
+    if str(name_or_path) in BUNDLED:
+        with as_file(files("hess") / "assets" / f"{name_or_path}.safetensors") as path:
+            yield path
+        return
+    path = Path(name_or_path)
+    if not path.is_file():
+        raise CheckpointError(
+            f"no model named {str(name_or_path)!r} and no such file; bundled models: "
+            f"{', '.join(BUNDLED)}; a trained model is a .safetensors file"
+        )
+    yield path
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors, and the header's "config" and "training" as JSON values."""
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
@@ -76,7 +92,21 @@ def _load(path: Path, name: str) -> VGGT:
             f"{path} does not say which architecture it holds (no 'hess-vggt' header); "
             "use a file that `hess train-nano` wrote"
         )
-    model = VGGT(_config_from(json.loads(metadata["config"]), path), model_name=name)
+    try:
+        header = {key: json.loads(metadata[key]) for key in ("config", "training")}
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} has a damaged header ({error!r}); download or train it again"
+        ) from error
+    return weights, header
+
+
+def _load(path: Path) -> VGGT:
+    weights, header = _read(path)
+    config = _config_from(header["config"], path)
+    # The initial weights are drawn at random, which must not be felt outside.
+    with torch.random.fork_rng(devices=[]):
+        model = VGGT(config, model_name=path.stem)
     expected = {k: tuple(v.shape) for k, v in model.state_dict().items()}
     found = {k: tuple(v.shape) for k, v in weights.items()}
     if expected != found:
@@ -91,7 +121,11 @@ def _load(path: Path, name: str) -> VGGT:
     return model.eval().requires_grad_(False)
 
 
-def _config_from(values: dict[str, Any], path: Path) -> VGGTConfig:
+def _config_from(values: Any, path: Path) -> VGGTConfig:
+    if not isinstance(values, dict):
+        raise CheckpointError(
+            f"{path} must name its settings, found {values!r}; download or train it again"
+        )
     unknown = values.keys() - {f.name for f in fields(VGGTConfig)}
     if unknown:
         raise CheckpointError(
@@ -101,5 +135,5 @@ def _config_from(values: dict[str, Any], path: Path) -> VGGTConfig:
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     try:
         return VGGTConfig(**values)
-    except ConfigError as error:
+    except (ConfigError, TypeError) as error:
         raise CheckpointError(f"{path} holds an impossible configuration: {error}") from error

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from hess.datasets.procedural import Procedural, ProceduralConfig, SceneBatch
 from hess.errors import CheckpointError, ConfigError
 from hess.evaluation.pose_metrics import auc, pair_errors
-from hess.files import atomic_write
+from hess.files import atomic_write, write_atomically
 from hess.models.vggt import VGGT, VGGTConfig
 from hess.training.losses import MatchingLoss, camera_loss, confident_loss, make_targets
 from hess.training.muon import Muon
@@ -37,6 +38,9 @@ NANO = VGGTConfig(
     block_size_kv=6,
 )
 
+VALIDATION_SEED = 2**20 - 1
+"""Of the training-split scenes that no run trains on."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
@@ -44,7 +48,8 @@ class TrainingConfig:
 
     Args:
         steps: optimiser steps in all.
-        seed: of the initial weights, the scenes and their order.
+        seed: of the initial weights, the scenes and their order; below 2^20 - 1, which is the
+            seed of the validation scenes.
         frames_per_step: images per step, a multiple of 24.
         matching: weight of the matching loss over all layers; 0 leaves it out.
         muon_lr: of the block matrices.
@@ -70,6 +75,11 @@ class TrainingConfig:
             raise ConfigError(
                 "training needs steps >= 1, reuse >= 1 and 0 < decay_from <= 1, found "
                 f"{self.steps}, {self.reuse} and {self.decay_from}"
+            )
+        if not 0 <= self.seed < VALIDATION_SEED or not self.matching >= 0:
+            raise ConfigError(
+                f"training needs 0 <= seed < {VALIDATION_SEED} and matching >= 0, found "
+                f"{self.seed} and {self.matching}"
             )
         if self.frames_per_step % 24 or self.frames_per_step < 24:
             raise ConfigError(
@@ -97,7 +107,8 @@ class Trainer:
         device: "cpu" or "cuda".
 
     Raises:
-        CheckpointError: the folder's checkpoint belongs to another configuration.
+        CheckpointError: the folder's checkpoint belongs to another configuration, is damaged, or
+            has had more steps than are asked for.
     """
 
     def __init__(
@@ -124,28 +135,38 @@ class Trainer:
         folder.mkdir(parents=True, exist_ok=True)
         if self.checkpoint.exists():
             self._resume()
+        # Rows after the checkpoint, and what a killed run left of one, will be written again.
+        known = [row for row in read_log(self.log) if row["step"] <= self.step]
+        write_atomically(self.log, "".join(json.dumps(row) + "\n" for row in known).encode())
 
     @property
     def checkpoint(self) -> Path:
         return self.folder / "checkpoint.pt"
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "log.jsonl"
 
     def run(
         self,
         *,
         log_every: int = 50,
         evaluate_every: int = 500,
+        validation_scenes: int = 64,
         progress: Callable[[int, int, dict[str, float]], None] | None = None,
     ) -> None:
         """Train to the last step; every ``evaluate_every`` steps evaluate, log and save."""
         for losses in self._steps():
             last = self.step == self.config.steps
-            if self.step % log_every == 0 or last:
+            evaluates = self.step % evaluate_every == 0 or last
+            if self.step % log_every == 0 or evaluates:
                 row = {"step": self.step, "seconds": round(self.seconds, 1), **losses}
-                if self.step % evaluate_every == 0 or last:
-                    row |= validate(self.model)
-                    self._save()
-                with (self.folder / "log.jsonl").open("a") as log:
+                if evaluates:
+                    row |= validate(self.model, num_scenes=validation_scenes)
+                with self.log.open("a") as log:
                     log.write(json.dumps(row) + "\n")
+                if evaluates:
+                    self._save()
                 if progress is not None:
                     progress(self.step, self.config.steps, row)
 
@@ -215,13 +236,23 @@ class Trainer:
             torch.save(state, file)
 
     def _resume(self) -> None:
-        state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
+        try:
+            state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
+        except (RuntimeError, UnpicklingError, EOFError) as error:
+            raise CheckpointError(
+                f"{self.checkpoint} is damaged ({error}); delete it to start again"
+            ) from error
         # A run may be given more or fewer steps; the learning rate then follows the new plan.
         found = {**state["config"], "steps": self.config.steps}
         if found != asdict(self.config):
             raise CheckpointError(
                 f"{self.checkpoint} was made with {state['config']}, asked for "
                 f"{asdict(self.config)}; use another folder or the same settings"
+            )
+        if state["step"] > self.config.steps:
+            raise CheckpointError(
+                f"{self.checkpoint} has had {state['step']} steps, asked for "
+                f"{self.config.steps}; use another folder or more steps"
             )
         self.step, self.seconds = state["step"], state["seconds"]
         self.modules.load_state_dict(state["modules"])
@@ -230,14 +261,20 @@ class Trainer:
         self.pool.restore(state["pool"])
 
 
+def read_log(path: Path) -> list[dict[str, float]]:
+    """Rows of a training log, oldest first; a last line without its end does not count."""
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []
+    return [json.loads(line) for line in lines]
+
+
 @torch.no_grad()
 def validate(model: VGGT, *, num_scenes: int = 64, num_views: int = 8) -> dict[str, float]:
-    """AUC@30 and point error on training-split scenes that no run trains on (seed 2^20 - 1)."""
-    scenes = Procedural(num_scenes, num_views, "train", seed=2**20 - 1)
+    """AUC@30 and point error on training-split scenes that no run trains on (VALIDATION_SEED)."""
+    scenes = Procedural(num_scenes, num_views, "train", seed=VALIDATION_SEED)
     device = next(model.parameters()).device
     aucs, errors = [], []
     for start in range(0, num_scenes, 16):
-        batch = scenes.render(range(start, start + 16), device)
+        batch = scenes.render(range(start, min(start + 16, num_scenes)), device)
         targets = make_targets(batch)
         with torch.autocast(device.type, torch.bfloat16):
             out = model(batch.images)
