@@ -24,6 +24,7 @@ SIDEWAYS = {
     ("sensitivity", "datasets"): True,
     ("policies", "sensitivity"): True,
     ("policies", "models"): True,
+    ("calibration", "sparsification"): True,
     ("evaluation", "sparsification"): True,
     ("training", "evaluation"): True,
 }

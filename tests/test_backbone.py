@@ -1,5 +1,6 @@
 """Our VGGT against outputs of the public reference implementation on tiny random weights."""
 
+import copy
 import json
 
 import pytest
@@ -144,6 +145,15 @@ def test_forward_joins_the_parts(tiny, model):
     assert_equal_to_golden(out.depth, tiny["depth_head.out.value"][..., 0])
 
 
+def test_half_precision_stays_close(tiny, model):
+    half = copy.deepcopy(model).to(torch.bfloat16)
+    with torch.inference_mode():
+        out, exact = half(tiny["images"]), model(tiny["images"])
+    assert out.world_points.isfinite().all()
+    difference = (out.world_from_cam.float() - exact.world_from_cam).abs().max()
+    assert difference < 0.05 * exact.world_from_cam.abs().max()
+
+
 def test_full_size_keys_and_shapes_equal_the_public_checkpoint(golden):
     facts = json.loads((golden / "vggt_1b_state_dict.json").read_text())
     expected = {k: v for k, v in facts.items() if not k.startswith("track_head.")}
@@ -158,7 +168,17 @@ def test_images_that_do_not_fit_the_patches_are_refused(model):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"dim": 30}, {"image_size": 50}, {"dense_layers": (0, 1, 2, 99)}]
+    "wrong",
+    [
+        {"dim": 30},
+        {"image_size": 50},
+        {"dense_layers": (0, 1, 2, 99)},
+        {"dense_layers": (-1, 1, 2, 3)},
+        {"num_heads": 0},
+        {"patch_embed": "covn"},
+        {"dense_head": "lin"},
+        {"camera_heads": 7},
+    ],
 )
 def test_sizes_that_do_not_fit_together_are_refused(wrong):
     with pytest.raises(ConfigError):

@@ -13,12 +13,15 @@ import torch
 
 from hess.calibration import CalibrationConfig, calibrate
 from hess.datasets.scene import Scene
-from hess.errors import ConfigError, DatasetError, ProfileError
+from hess.errors import AlreadySparsifiedError, ConfigError, DatasetError, ProfileError
 from hess.geometry.poses import camera_centers, pose_from, quaternion_to_matrix
 from hess.geometry.projection import unproject_depth
 from hess.geometry.sim3 import umeyama
+from hess.models.loading import load_model
+from hess.policies import Uniform
 from hess.sensitivity.fisher import fisher_probe
 from hess.sensitivity.profile import HessProfile
+from hess.sparsification import sparsify
 from test_sensitivity import TinyModel
 
 VIEWS, HEIGHT, WIDTH = 4, 8, 12
@@ -310,3 +313,22 @@ def test_unusable_data_sets_are_refused():
 
     with pytest.raises(DatasetError, match="JSON"):
         calibrate(TinyModel(), Opaque(1))
+
+
+def test_an_unreadable_scene_is_named_and_left_out():
+    def broken(index: int) -> None:
+        if index == 1:
+            raise DatasetError("frame 7 is damaged")
+
+    profile = calibrate(TinyModel(), Scenes(3, fetch=broken))
+    assert [s.name for s in profile.scenes] == ["scene 0", "scene 2"]
+    assert profile.failed == (("tiny scenes[1]", "frame 7 is damaged"),)
+
+
+def test_a_sparsified_model_is_refused():
+    model = load_model("nano")
+    with (
+        sparsify(model, Uniform(sparse_ratio=0.5)),
+        pytest.raises(AlreadySparsifiedError, match="dense model"),
+    ):
+        calibrate(model, Scenes(1))

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from hess.errors import CheckpointError
+from hess.errors import BackendUnavailableError, CheckpointError, ConfigError
 from hess.models.loading import load_model, read_training_record, save_model
 from hess.models.vggt import VGGT, VGGTConfig
 
@@ -78,11 +78,24 @@ def test_round_trip_in_half_precision(saved: Path, tmp_path: Path) -> None:
 
 
 def test_device_and_dtype_are_honoured(saved: Path) -> None:
-    for dtype in (torch.float64, torch.bfloat16):
+    for dtype in (torch.float64, torch.bfloat16, "bfloat16"):
         model = load_model(str(saved), dtype=dtype)
-        assert {p.dtype for p in model.parameters()} == {dtype}
+        expected = torch.bfloat16 if dtype == "bfloat16" else dtype
+        assert {p.dtype for p in model.parameters()} == {expected}
     meta = load_model(saved, device="meta")
     assert {p.device.type for p in meta.parameters()} == {"meta"}
+
+
+@pytest.mark.parametrize("wrong", ["half a float", "no_grad", "int32", torch.int64])
+def test_other_types_are_refused(saved: Path, wrong: str | torch.dtype) -> None:
+    with pytest.raises(ConfigError, match="bfloat16"):
+        load_model(saved, dtype=wrong)
+
+
+def test_a_missing_device_is_named(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(BackendUnavailableError, match="cuda:1.*use device='cpu'"):
+        load_model(saved, device="cuda:1")
 
 
 Weights = dict[str, Tensor]

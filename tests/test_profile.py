@@ -166,6 +166,14 @@ def test_load_profile_takes_a_path_and_names_a_missing_one(tmp_path):
         load_profile(tmp_path / "nano2.hess")
 
 
+def test_load_profile_refuses_an_unfinished_calibration(tmp_path):
+    whole = make_profile()
+    part = replace(whole, provenance=whole.provenance | {"num_scenes": 99})
+    part.save(tmp_path / "part.hess")
+    with pytest.raises(ProfileError, match="of 99 scenes of an unfinished calibration"):
+        load_profile(tmp_path / "part.hess")
+
+
 def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "tiny.hess"
     profile = make_profile()

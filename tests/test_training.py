@@ -190,8 +190,9 @@ def test_muon_steps_by_hand() -> None:
     # The second step follows the average of both gradients, and looks ahead (Nesterov).
     parameter, second = nn.Parameter(torch.zeros(24, 12)), random(24, 12, seed=1)
     muon = Muon([parameter], lr=1.0, weight_decay=0.0, momentum=0.9)
-    for parameter.grad in (gradient.clone(), second):
+    for latest in (gradient, second):
         before = parameter.detach().clone()
+        parameter.grad = latest.clone()
         muon.step()
     average = 0.9 * (0.1 * gradient) + 0.1 * second
     direction = orthogonalise(0.1 * second + 0.9 * average)

@@ -40,7 +40,7 @@ _HOME = {
     "reconstruct": "hess.reconstruction",
     "sparsify": "hess.sparsification",
 }
-_PACKAGES = ("datasets", "policies")
+_PACKAGES = ("datasets", "errors", "policies")
 
 __all__ = [
     "CalibrationConfig",

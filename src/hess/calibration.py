@@ -3,15 +3,21 @@
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+import hess
 from hess.datasets.scene import Dataset, Scene
-from hess.errors import ConfigError, DatasetError, HessError, ProfileError
+from hess.errors import (
+    AlignmentError,
+    AlreadySparsifiedError,
+    ConfigError,
+    DatasetError,
+    ProfileError,
+)
 from hess.geometry.alignment import AlignmentResult, align_points, most_confident
 from hess.geometry.nearest import NearestNeighbors
 from hess.geometry.poses import camera_centers
@@ -26,6 +32,7 @@ from hess.sensitivity.errors import (
 )
 from hess.sensitivity.fisher import FisherProbe, fisher_probe, weight_norms
 from hess.sensitivity.profile import HessProfile, SceneRecord, model_fingerprint
+from hess.sparsification import SparseAttention
 
 Progress = Callable[[int, int, str], None]
 """Called after each scene with (scenes done, scenes in all, name of the scene)."""
@@ -33,7 +40,7 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationConfig:
-    """Settings of :func:`calibrate`; the defaults follow the paper.
+    """Settings of :func:`calibrate`; the paper fixes epsilon and ICP, the rest is ours.
 
     Args:
         inlier_threshold: epsilon of Eq. 3, > 0.
@@ -95,14 +102,19 @@ def calibrate(
         progress: called after every scene.
 
     Returns:
-        the profile. Scenes in which alignment or inliers failed are listed in ``failed``.
+        the profile. Scenes that could not be read, aligned or measured are listed in ``failed``.
 
     Raises:
         ProfileError: the checkpoint belongs to another model, data set or configuration, or
             every scene failed.
-        DatasetError: the data set is empty, or reading a scene failed.
+        AlreadySparsifiedError: the model is sparsified.
+        DatasetError: the data set is empty.
     """
     config = config or CalibrationConfig()
+    if any(isinstance(site.module, SparseAttention) for site in model.global_attention_sites()):
+        raise AlreadySparsifiedError(
+            "calibration measures the dense model, found a sparsified one; leave sparsify() first"
+        )
     if len(dataset) == 0:
         raise DatasetError("calibration needs at least one scene, found an empty data set")
     provenance = _provenance(model, dataset, config)
@@ -110,7 +122,7 @@ def calibrate(
     results: list[_SceneResult] = []
     failed: list[tuple[str, str]] = []
     if checkpoint is not None and Path(checkpoint).exists():
-        results, failed = _resume(HessProfile.load(checkpoint), provenance)
+        results, failed = _resume(Path(checkpoint), provenance)
 
     def profile() -> HessProfile:
         return HessProfile(
@@ -124,16 +136,18 @@ def calibrate(
 
     with fisher_probe(model) as probe:
         for index in range(len(results) + len(failed), len(dataset)):
-            scene = dataset[index]
+            name = f"{dataset.name}[{index}]"
             try:
+                scene = dataset[index]
+                name = scene.name
                 results.append(_measure(model, probe, scene, config))
-            except HessError as error:
-                failed.append((scene.name, str(error)))
+            except (AlignmentError, DatasetError, ProfileError) as error:
+                failed.append((name, str(error)))
             probe.clear()
             if checkpoint is not None and results:
                 profile().save(checkpoint)
             if progress is not None:
-                progress(index + 1, len(dataset), scene.name)
+                progress(index + 1, len(dataset), name)
     if not results:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in failed[:3])
         raise ProfileError(
@@ -227,10 +241,6 @@ def _align_on_points(
 
 def _provenance(model: Model, dataset: Dataset, config: CalibrationConfig) -> dict[str, Any]:
     """All that decides the profile's content, as JSON values."""
-    try:
-        package = version("hess-vggt")
-    except PackageNotFoundError:
-        package = "not installed"
     provenance = {
         "model_name": model.model_name,
         "model_fingerprint": model_fingerprint(model),
@@ -239,7 +249,7 @@ def _provenance(model: Model, dataset: Dataset, config: CalibrationConfig) -> di
         "num_scenes": len(dataset),
         "config": asdict(config),
         "device": next(model.parameters()).device.type,
-        "versions": {"hess": package, "torch": torch.__version__},
+        "versions": {"hess": hess.__version__, "torch": torch.__version__},
     }
     # Through JSON, so that it equals what is read back from a checkpoint (tuples become lists).
     try:
@@ -252,19 +262,20 @@ def _provenance(model: Model, dataset: Dataset, config: CalibrationConfig) -> di
 
 
 def _resume(
-    partial: HessProfile, provenance: dict[str, Any]
+    checkpoint: Path, provenance: dict[str, Any]
 ) -> tuple[list[_SceneResult], list[tuple[str, str]]]:
     """Results of an interrupted run, if it was a run of exactly this calibration."""
+    partial = HessProfile.load(checkpoint)
+    expected, found = _flat(provenance), _flat(partial.provenance)
     different = [
-        f"{key}: expected {provenance.get(key)!r}, found {partial.provenance.get(key)!r}"
-        for key in sorted(provenance.keys() | partial.provenance.keys())
-        if provenance.get(key) != partial.provenance.get(key)
+        f"{key}: expected {expected.get(key)!r}, found {found.get(key)!r}"
+        for key in sorted(expected.keys() | found.keys())
+        if expected.get(key) != found.get(key)
     ]
     if different:
         raise ProfileError(
-            "the checkpoint belongs to another calibration: "
-            + "; ".join(different)
-            + "; use another checkpoint path or delete it"
+            f"{checkpoint} belongs to another calibration ({'; '.join(different)}); delete it to "
+            "start again, or ask for what it was made with"
         )
     results = [
         _SceneResult(traces=traces, patch_traces=patch_traces, record=record)
@@ -273,3 +284,12 @@ def _resume(
         )
     ]
     return results, list(partial.failed)
+
+
+def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested keys joined by dots, so that a difference is named where it is."""
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        nested = isinstance(item, dict)
+        flat |= _flat(item, f"{prefix}{key}.") if nested else {f"{prefix}{key}": item}
+    return flat

@@ -1,11 +1,10 @@
 """Writing files so that a reader sees the old file or the whole new one, never a part."""
 
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO
 
 
 @contextmanager
@@ -13,22 +12,20 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
     """Open a temporary file beside ``path`` that takes its name when the block ends well.
 
     Missing parent folders are made. If the block raises, ``path`` is left as it was and the
-    temporary file is removed. Raises OSError when the place cannot be written.
+    temporary file is removed; what a killed process leaves behind, the next write replaces.
+    Raises OSError when the place cannot be written.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with os.fdopen(handle, "wb") as file:
-            yield cast(BinaryIO, file)
+        with temporary.open("wb") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
-        # mkstemp makes private files; results are meant to be shared like any other.
-        os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def write_atomically(path: str | Path, data: bytes) -> Path:

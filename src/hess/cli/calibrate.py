@@ -6,6 +6,7 @@ from typing import Annotated
 import tyro
 
 from hess.cli.console import (
+    Device,
     Json,
     ModelName,
     Output,
@@ -37,6 +38,7 @@ class Calibrate:
     """Views per scene."""
     inlier_threshold: float = 0.05
     """Epsilon of Eq. 3, on the squared distance in units of the mean point distance."""
+    device: Device = "cpu"
     json: Json = False
 
     def run(self) -> None:
@@ -45,7 +47,7 @@ class Calibrate:
         from hess.geometry.image_fit import square_crop
         from hess.models.loading import load_model
 
-        model = load_model(self.model)
+        model = load_model(self.model, device=self.device)
         dataset = open_dataset(
             self.data,
             image_fit=square_crop(model.image_size),

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import tyro
 from rich.box import SIMPLE_HEAD
@@ -23,6 +23,7 @@ console = Console(stderr=True)
 """People read standard error; standard output carries only what a program would want."""
 
 Json = Annotated[bool, tyro.conf.arg(help="Print the result as JSON on standard output.")]
+Device = Annotated[Literal["cpu", "cuda"], tyro.conf.arg(help="Where to run.")]
 Output = Annotated[Path, tyro.conf.arg(aliases=["-o"])]
 ModelName = Annotated[
     str, tyro.conf.arg(help="Bundled model (nano) or a weight file.", metavar="NAME|FILE")

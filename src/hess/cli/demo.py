@@ -68,6 +68,10 @@ class Demo:
             return
         print_table(report.table(), "Same scenes, same block budget, different heads")
         console.print(
+            "± is one standard error over scenes. The embedded model is too small to gain time "
+            "from skipped blocks: this shows accuracy at equal block budgets, not speed."
+        )
+        console.print(
             f"{time.perf_counter() - start:.0f} s. Open [bold]{self.output}/index.html[/]; "
             f"rows in {self.output}/results.jsonl"
         )

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from hess.cli.console import (
+    Device,
     Json,
     ModelName,
     Output,
@@ -46,17 +47,18 @@ class Evaluate:
     views: int = 8
     """Views per scene, at least 3; a folder with fewer gives all it has."""
     seed: int = 0
-    """Of the procedural scenes."""
+    """Other procedural scenes; folders always spread their views evenly."""
     policies: tuple[str, ...] = ("dense", "uniform", "hess", "reverse", "random")
     """Any of dense, uniform, hess, reverse, random, no_reallocation."""
     settings: tuple[tuple[float, float], ...] = SETTINGS
     """Pairs of sparse ratio and CDF threshold."""
-    random_seeds: tuple[int, ...] = (0,)
+    random_seeds: tuple[int, ...] = (0, 1, 2)
     """One random permutation of the scores per seed."""
     batch_size: int = 16
     """Scenes per forward pass."""
     threads: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """CPU threads; by default all cores."""
+    device: Device = "cpu"
     json: Json = False
 
     def run(self) -> None:
@@ -68,14 +70,14 @@ class Evaluate:
 
         if self.threads is not None:
             use_threads(self.threads)
-        model = load_model(self.model)
+        model = load_model(self.model, device=self.device)
         profile = load_profile(self.profile)
         dataset = open_dataset(
             self.data,
             image_fit=square_crop(model.image_size),
             views_per_scene=self.views,
             num_scenes=self.num_scenes,
-            seed=self.seed,
+            seed=self.seed if self.data.startswith("procedural") else None,
         )
         policies = build_policies(self.policies, profile, self.settings, self.random_seeds)
         with progress_bar("evaluate") as progress:

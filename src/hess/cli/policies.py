@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from hess.policies.scored import ScoreSource
 
 SETTINGS = ((0.5, 0.7), (0.6, 0.4), (0.8, 0.4), (0.9, 0.2))
-"""Default (sparse ratio, CDF threshold) pairs: block sparsity from about 0.4 to 0.9."""
+"""Default (sparse ratio, CDF threshold) pairs; block sparsity 0.46, 0.56, 0.74, 0.84 on nano."""
 NAMES = ("dense", "uniform", "hess", "reverse", "random", "no_reallocation")
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from hess.cli.console import (
+    Device,
     Json,
     ModelName,
     Output,
@@ -16,6 +17,7 @@ from hess.cli.console import (
     print_json,
 )
 from hess.cli.policies import build_policies
+from hess.errors import AlignmentError, DatasetError, LayoutError
 
 if TYPE_CHECKING:
     from hess.datasets.scene import Scene
@@ -48,6 +50,7 @@ class Reconstruct:
     """Of a longer sequence with known cameras, this many views spread evenly."""
     strict: bool = False
     """Stop at an unreadable photo instead of skipping it."""
+    device: Device = "cpu"
     json: Json = False
 
     def run(self) -> None:
@@ -56,7 +59,7 @@ class Reconstruct:
         from hess.sensitivity.profile import load_profile
         from hess.sparsification import sparsify
 
-        model = load_model(self.model)
+        model = load_model(self.model, device=self.device)
         source = self._source(model)
         (policy,) = build_policies(
             [self.policy],
@@ -91,11 +94,18 @@ class Reconstruct:
             views_per_scene=self.max_views,
             num_scenes=1,
         )
-        return self.input if dataset.name.startswith("photos") else dataset[0]
+        if dataset.name.startswith("photos:"):
+            return self.input
+        scene = dataset[0]
+        if not scene.has_poses:
+            return self.input
+        console.print(
+            f"{dataset.name}: first scene, {scene.num_views} views (--max-views chooses)",
+            highlight=False,
+        )
+        return scene
 
     def _write(self, reconstruction: "Reconstruction", scene: "Scene | None") -> dict[str, Any]:
-        from hess.evaluation.protocol import Protocol
-        from hess.evaluation.scene_metrics import SceneTruth, scene_metrics
         from hess.files import write_atomically
         from hess.viz.figure import image_png
         from hess.viz.scene import preview
@@ -116,16 +126,28 @@ class Reconstruct:
         depth = None if scene is None else scene.depth
         picture = image_png(preview(reconstruction, depth))
         write_atomically(self.output / "preview.png", picture)
-        errors = {}
-        if scene is not None and scene.has_poses:
-            protocol = Protocol(name="any-views")
-            truth = SceneTruth(scene, protocol)
-            predicted = reconstruction.world_from_cam, reconstruction.world_points
-            metrics = scene_metrics(*predicted, truth, protocol)
-            errors = {name: value for name, value in metrics.items() if value is not None}
         return {
             "output": str(self.output),
             "num_views": reconstruction.num_views,
             "block_sparsity": (reconstruction.sparsification or {}).get("block_sparsity"),
-            "errors": errors,
+            "errors": {} if scene is None else _errors(reconstruction, scene),
         }
+
+
+def _errors(reconstruction: "Reconstruction", scene: "Scene") -> dict[str, float]:
+    """What can be measured against the scene's own cameras and depth; nothing if they are few."""
+    from hess.evaluation.protocol import Protocol
+    from hess.evaluation.scene_metrics import SceneTruth, scene_metrics
+
+    protocol = Protocol(name="any-views")
+    try:
+        metrics = scene_metrics(
+            reconstruction.world_from_cam,
+            reconstruction.world_points,
+            SceneTruth(scene, protocol),
+            protocol,
+        )
+    except (AlignmentError, DatasetError, LayoutError) as error:
+        console.print(f"errors cannot be measured: {error}", highlight=False, soft_wrap=True)
+        return {}
+    return {name: value for name, value in metrics.items() if value is not None}

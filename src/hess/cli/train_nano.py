@@ -1,9 +1,9 @@
 """``hess train-nano``: train the embedded model from scratch."""
 
 from dataclasses import asdict, dataclass, field
-from typing import Literal
 
 from hess.cli.console import (
+    Device,
     Json,
     Output,
     command_line,
@@ -33,7 +33,7 @@ class TrainNano:
     seed: int = 0
     matching: float = 1.0
     """Weight of the matching loss, which treats all layers alike; 0 trains without it."""
-    device: Literal["cpu", "cuda"] = "cpu"
+    device: Device = "cpu"
     threads: int = 1
     """CPU threads; so small a model gains nothing from more."""
     json: Json = False

@@ -4,10 +4,11 @@ import os
 import platform
 import subprocess
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
+
+import hess
 
 _SOURCE_FOLDER = Path(__file__).resolve().parents[1]
 
@@ -38,17 +39,15 @@ def provenance(device: torch.device) -> Provenance:
     # make a commit speak for it.
     if _git("ls-files", "--error-unmatch", "errors.py") is not None:
         commit = _git("rev-parse", "HEAD") or "unknown"
-        dirty = bool(_git("status", "--porcelain", "--untracked-files=no"))
-    try:
-        package = version("hess-vggt")
-    except PackageNotFoundError:
-        package = "unknown"
+        status = _git("status", "--porcelain", "--untracked-files=no")
+        dirty = None if status is None else bool(status)
     machine: dict[str, object] = {
         "platform": platform.platform(),
         "cpu_count": os.cpu_count(),
+        "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "torch": torch.__version__,
-        "package": package,
+        "package": hess.__version__,
     }
     return Provenance(commit=commit, dirty=dirty, machine=machine)
 

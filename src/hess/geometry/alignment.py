@@ -157,4 +157,6 @@ def _capped_rmse(points: Tensor, neighbors: NearestNeighbors, limit: float) -> f
 def _thin(points: Tensor) -> Tensor:
     if len(points) <= ICP_MAX_POINTS:
         return points
-    return points[torch.linspace(0, len(points) - 1, ICP_MAX_POINTS).round().long()]
+    # In float64: float32 would round the last index of a cloud of 20 million points up to its end.
+    index = torch.linspace(0, len(points) - 1, ICP_MAX_POINTS, dtype=torch.float64)
+    return points[index.round().long()]

@@ -82,7 +82,7 @@ class Aggregator(nn.Module):
             grid_w=width // self.patch_size,
             num_special=self.num_special,
         )
-        images = (images - self.image_mean) / self.image_std
+        images = ((images - self.image_mean) / self.image_std).to(self.camera_token.dtype)
         patches = self.patch_embed(images.flatten(0, 1))
         special = self.special_tokens(batch, num_views)
         x = torch.cat([special.to(patches.dtype), patches], dim=1)

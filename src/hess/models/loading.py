@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from hess.errors import CheckpointError, ConfigError
+from hess.errors import BackendUnavailableError, CheckpointError, ConfigError
 from hess.files import write_atomically
 from hess.models.vggt import VGGT, VGGTConfig
 
@@ -24,21 +24,34 @@ def load_model(
     name_or_path: str | Path,
     *,
     device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | str = torch.float32,
 ) -> VGGT:
     """A model in eval mode, ready for :func:`hess.reconstruct`.
 
     Args:
         name_or_path: "nano" (bundled), or a ``.safetensors`` file that ``hess train-nano`` wrote.
-        device, dtype: where and in which precision the weights live.
+        device: where the weights live.
+        dtype: their precision, as a torch type or one of its names ("bfloat16").
 
     Raises:
+        BackendUnavailableError: the device is not there.
+        ConfigError: not a floating-point type.
         CheckpointError: no such file, a damaged file, or weights that do not fit the
             architecture the file names.
     """
+    precision = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(precision, torch.dtype) or not precision.is_floating_point:
+        raise ConfigError(
+            f"dtype must be a floating-point type such as 'float32' or 'bfloat16', found {dtype!r}"
+        )
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise BackendUnavailableError(
+            f"device {str(device)!r} was asked for, but torch {torch.__version__} sees no CUDA "
+            "device; use device='cpu' or a CUDA build of torch"
+        )
     with _weight_file(name_or_path) as path:
         model = _load(path)
-    return model.to(device, dtype)
+    return model.to(device, precision)
 
 
 def save_model(model: VGGT, path: Path, training: dict[str, Any]) -> None:

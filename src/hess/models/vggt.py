@@ -58,6 +58,19 @@ class VGGTConfig:
     block_size_kv: int = 64
 
     def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            sizes = value if isinstance(value, (list, tuple)) else (value,)
+            may_be_zero = name in ("vit_depth", "vit_registers", "num_registers", "dense_layers")
+            if any(isinstance(x, int) and x < (0 if may_be_zero else 1) for x in sizes):
+                raise ConfigError(f"{name} is too small: {value}")
+        for name, known in (("patch_embed", ("vit", "conv")), ("dense_head", ("dpt", "linear"))):
+            if getattr(self, name) not in known:
+                raise ConfigError(f"{name} must be one of {known}, found {getattr(self, name)!r}")
+        if 2 * self.dim % self.camera_heads:
+            raise ConfigError(
+                f"twice dim ({2 * self.dim}) must be a multiple of camera_heads "
+                f"({self.camera_heads})"
+            )
         if self.dim % (4 * self.num_heads):
             raise ConfigError(
                 f"dim must be a multiple of 4 * num_heads (rotary positions pair channels), "

@@ -272,12 +272,19 @@ def load_profile(name_or_path: str | Path) -> HessProfile:
     """The profile of a bundled model ("nano"), or the one in a file.
 
     Raises:
-        ProfileError: the file is missing, damaged, or of another format version.
+        ProfileError: the file is missing, damaged, of another format version, or holds a
+            calibration that was not finished.
     """
     if str(name_or_path) in BUNDLED:
         with as_file(files("hess") / "assets" / f"{name_or_path}.hess") as path:
             return HessProfile.load(path)
-    return HessProfile.load(name_or_path)
+    profile = HessProfile.load(name_or_path)
+    if not profile.is_complete:
+        raise ProfileError(
+            f"{name_or_path} holds {len(profile.scenes)} of {profile.provenance['num_scenes']} "
+            "scenes of an unfinished calibration; run the same `hess calibrate` again to finish it"
+        )
+    return profile
 
 
 @torch.no_grad()

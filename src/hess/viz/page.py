@@ -9,9 +9,11 @@ GLOSSARY = {
     "react to a head's query weights, as a share of its layer. Measured once per model.",
     "Block": "A tile of the attention map: some query tokens times some key tokens. Sparse "
     "attention computes only the blocks it expects to matter.",
-    "Block sparsity": "Share of the patch-to-patch blocks that was not computed.",
-    "FLOP saving": "Share of all attention products that was not computed. Lower than the block "
-    "sparsity, because camera and register tokens are never skipped.",
+    "Block sparsity": "Share of the blocks of patch queries that was dropped; the blocks of "
+    "camera and register tokens are always kept and count.",
+    "FLOP saving": "Share of all attention products that is not needed. Lower than the block "
+    "sparsity, because camera and register tokens are never skipped. Products this small are "
+    "not quicker to skip: the embedded model shows accuracy, not speed.",
     "Ratio ρ, CDF τ": "The two settings of the baseline. ρ: share of blocks that may be dropped. "
     "τ: share of attention probability to keep.",
     "Dense": "The model as it is, nothing skipped.",

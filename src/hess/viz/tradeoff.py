@@ -1,5 +1,6 @@
 """Quality against block sparsity, one line per policy (paper, Fig. 6), and paired differences."""
 
+import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -133,9 +134,13 @@ class _Curve:
 
 def _curves(rows: Sequence[Row], value: str, se: str) -> list[_Curve]:
     points: dict[str, dict[object, list[tuple[float, float, float]]]] = defaultdict(dict)
+    variants: dict[str, set[str]] = defaultdict(set)
     for row in rows:
         if row.get(value) is None:
             continue
+        varied = ("sparse_ratio", "cdf_threshold", "seed", "scores_sha256")
+        kept = {k: v for k, v in row.get("settings", {}).items() if k not in varied}
+        variants[row["policy"]].add(json.dumps(kept, sort_keys=True))
         setting = (row.get("sparse_ratio"), row.get("cdf_threshold"))
         error = row.get(se)
         point = (row["block_sparsity"], row[value], np.nan if error is None else error)
@@ -144,6 +149,12 @@ def _curves(rows: Sequence[Row], value: str, se: str) -> list[_Curve]:
         raise ConfigError(
             f"no row holds {value!r}, so there is nothing to draw; rows hold "
             f"{sorted({key for row in rows for key in row})}"
+        )
+    mixed = sorted(policy for policy, found in variants.items() if len(found) > 1)
+    if mixed:
+        raise ConfigError(
+            f"a plot draws one variant per policy, found several of {', '.join(mixed)} "
+            f"({'; '.join(sorted(variants[mixed[0]]))}); draw their rows apart"
         )
     curves = []
     for policy, settings in points.items():

@@ -1,0 +1,474 @@
+"""The command line end to end: what it writes, what it prints where, and how it fails."""
+
+import errno
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from plyfile import PlyData
+
+from hess.cli.main import VERBS, main
+from hess.models.loading import load_model, read_training_record
+from hess.sensitivity.profile import HessProfile
+
+SMALL = ["--num-scenes", "2", "--views", "3"]
+SETTING = ["--settings", "0.8", "0.4", "--random-seeds", "0"]
+ISSUE_FIELDS = (
+    "policy, sparse_ratio, cdf_threshold, block_sparsity, flop_saving, auc_30, auc_30_se, "
+    "ate_rmse, accuracy, completeness, chamfer_mean, paired_auc_30_vs_uniform, "
+    "paired_auc_30_vs_uniform_se, n_scenes, seed, model, commit"
+).split(", ")
+
+
+@dataclass(frozen=True)
+class Done:
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def hess(capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
+    """Runs the command line in this process."""
+
+    def run(*arguments: object) -> Done:
+        try:
+            code = main([str(argument) for argument in arguments])
+        except SystemExit as stop:  # how the parser ends
+            code = int(stop.code or 0)
+        out, err = capsys.readouterr()
+        return Done(code, out, err)
+
+    return run
+
+
+def start(*arguments: object) -> subprocess.Popen[str]:
+    """The same in a process of its own."""
+    command = [sys.executable, "-m", "hess.cli.main", *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment)
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Every file under a folder, hidden ones too."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    for i in range(3):
+        pixels = random.integers(0, 255, (40, 60, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"view{i}.jpg")
+    return folder
+
+
+# Help
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_shows_an_example_that_parses(
+    hess: Callable[..., Done], verb: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = hess(verb, "--help")
+    assert shown.code == 0
+    assert shown.err == ""
+    example = re.search(rf"Example: hess ({verb} .*)", shown.out)
+    assert example is not None
+    monkeypatch.setattr(VERBS[verb], "run", lambda self: None)
+    assert hess(*shlex.split(example[1])).code == 0
+    options = [line for line in shown.out.splitlines() if line.startswith(("│", "╭", "╰"))]
+    assert max(map(len, options)) <= 80
+
+
+def test_the_overview_names_every_verb(hess: Callable[..., Done]) -> None:
+    shown = hess("--help")
+    assert shown.code == 0
+    for verb in VERBS:
+        assert f"• {verb}" in shown.out
+
+
+# What the verbs do
+
+
+def test_calibrate_and_inspect(hess: Callable[..., Done], tmp_path: Path) -> None:
+    path, again, picture = (tmp_path / name for name in ("new/a.hess", "b.hess", "heads.png"))
+    done = hess("calibrate", "-o", path, *SMALL, "--json")
+    assert done.code == 0, done.err
+    summary = json.loads(done.out)
+    profile = HessProfile.load(path)
+    profile.check_model(load_model("nano"))
+    assert summary["profile"] == str(path)
+    assert summary["num_scenes"] == len(profile.scenes) == 2
+    assert [scene.num_views for scene in profile.scenes] == [3, 3]
+    assert summary["dataset"]["name"] == "procedural-calibration"
+    assert list(tree(path.parent)) == ["a.hess"]  # no partial file is left
+
+    # People get a table, on standard error; the profile is the same to the byte.
+    shown = hess("calibrate", "-o", again, *SMALL)
+    assert shown.code == 0
+    assert shown.out == ""
+    assert "GA 6" in shown.err
+    assert again.read_bytes() == path.read_bytes()
+
+    seen = hess("inspect", path, "-o", picture, "--json")
+    assert seen.code == 0
+    inspected = json.loads(seen.out)
+    assert inspected == {key: value for key, value in summary.items() if key != "profile"}
+    for error in ("camera", "point"):
+        assert np.sum(inspected[f"{error}_score"], axis=1) == pytest.approx([1] * 6)
+        assert 1 <= inspected[f"{error}_effective_scenes"] <= 2
+    with Image.open(picture) as image:
+        image.load()
+        assert image.format == "PNG"
+        assert min(image.size) > 200
+    shown = hess("inspect", path)
+    assert shown.out == ""
+    assert "GA 6" in shown.err
+
+
+@pytest.mark.slow
+def test_calibrate_on_the_bundled_capture(hess: Callable[..., Done], tmp_path: Path) -> None:
+    done = hess(
+        "calibrate", "--data", "bundled", "-o", tmp_path / "a.hess", "--views", "6", "--json"
+    )
+    assert done.code == 0, done.err
+    profile = HessProfile.load(tmp_path / "a.hess")
+    assert len(profile.scenes) == 2
+    assert json.loads(done.out)["point_score"] is not None
+    assert all(scene.point_error is not None for scene in profile.scenes)
+
+
+def test_evaluate_writes_rows_and_continues(hess: Callable[..., Done], tmp_path: Path) -> None:
+    rows_path, sidecar = tmp_path / "rows.jsonl", tmp_path / "rows.scenes.jsonl"
+    command = ["evaluate", "-o", rows_path, "--num-scenes", "4", "--views", "3", *SETTING]
+    command += ["--batch-size", "2"]
+    done = hess(*command, "--json")
+    assert done.code == 0, done.err
+    rows = [json.loads(line) for line in rows_path.read_text().splitlines()]
+    assert json.loads(done.out) == rows
+    assert [row["policy"] for row in rows] == ["dense", "uniform", "hess", "reverse", "random"]
+    for row in rows:
+        assert set(ISSUE_FIELDS) <= row.keys()
+        assert row["n_scenes"] == 4
+        assert row["protocol"]["views"] == 3
+    hess_row = rows[2]
+    assert (hess_row["sparse_ratio"], hess_row["cdf_threshold"]) == (0.8, 0.4)
+    assert hess_row["paired_auc_30_vs_uniform_se"] is not None
+    assert 0.5 < hess_row["block_sparsity"] < 1
+
+    # Run again after a stop in the middle of a write: nothing but the same bytes.
+    before = tree(tmp_path)
+    lines = sidecar.read_bytes().splitlines(keepends=True)
+    assert len(lines) == 1 + 2 * 5
+    sidecar.write_bytes(b"".join(lines[:4]) + lines[4][:20])
+    rows_path.unlink()
+    shown = hess(*command)
+    assert shown.code == 0
+    assert shown.out == ""
+    assert "AUC@30" in shown.err
+    assert tree(tmp_path) == before
+    assert hess(*command).code == 0
+    assert tree(tmp_path) == before
+
+
+def test_a_refused_evaluation_leaves_nothing_in_the_way(
+    hess: Callable[..., Done], tmp_path: Path, photos: Path
+) -> None:
+    command = ["evaluate", "-o", tmp_path / "rows.jsonl", *SMALL, *SETTING]
+    before = tree(tmp_path)
+    refused = hess(*command, "--data", photos)
+    assert refused.code == 1
+    assert "has no camera poses" in refused.err
+    assert tree(tmp_path) == before
+    assert hess(*command, "--policies", "dense").code == 0
+
+
+def check_reconstruction(folder: Path, names: list[str]) -> None:
+    """All four files, loaded with libraries that did not write them."""
+    assert sorted(tree(folder)) == [
+        "cameras.json",
+        "points.ply",
+        "preview.png",
+        "reconstruction.npz",
+    ]
+    vertices = PlyData.read(folder / "points.ply")["vertex"]
+    assert len(vertices) == len(names) * 48 * 48 - int(0.2 * len(names) * 48 * 48)
+    assert {"x", "y", "z", "red", "green", "blue"} <= {p.name for p in vertices.properties}
+    with np.load(folder / "reconstruction.npz") as arrays:
+        assert arrays["world_points"].shape == (len(names), 48, 48, 3)
+        poses = arrays["world_from_cam"]
+    cameras = json.loads((folder / "cameras.json").read_text())
+    assert [camera["image"] for camera in cameras] == names
+    np.testing.assert_allclose([camera["world_from_cam"] for camera in cameras], poses)
+    with Image.open(folder / "preview.png") as image:
+        image.load()
+        assert image.format == "PNG"
+
+
+def test_reconstruct_photos(hess: Callable[..., Done], tmp_path: Path, photos: Path) -> None:
+    done = hess("reconstruct", photos, "-o", tmp_path / "out")
+    assert done.code == 0, done.err
+    assert done.out == ""
+    assert "3 views, block sparsity 0.00" in done.err
+    check_reconstruction(tmp_path / "out", ["view0.jpg", "view1.jpg", "view2.jpg"])
+    # A pattern, into the same folder again.
+    done = hess("reconstruct", photos / "view[01].jpg", "-o", tmp_path / "out", "--json")
+    assert json.loads(done.out)["num_views"] == 2
+    check_reconstruction(tmp_path / "out", ["view0.jpg", "view1.jpg"])
+
+
+@pytest.mark.slow
+def test_reconstruct_the_bundled_capture_sparsely(
+    hess: Callable[..., Done], tmp_path: Path
+) -> None:
+    done = hess(
+        "reconstruct", "bundled", "-o", tmp_path / "out", "--policy", "hess",
+        "--max-views", "4", "--json",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    result = json.loads(done.out)
+    assert result["num_views"] == 4
+    assert 0.3 < result["block_sparsity"] < 1
+    assert {"auc_30", "ate_rmse", "chamfer_mean", "point_error"} <= result["errors"].keys()
+    capture = files("hess") / "assets" / "hololens_office" / "images"
+    names = [camera["image"] for camera in json.loads((tmp_path / "out/cameras.json").read_text())]
+    assert {*names} <= {path.name for path in capture.iterdir()}
+    check_reconstruction(tmp_path / "out", names)
+
+
+def test_a_broken_photo_is_skipped_and_named(
+    hess: Callable[..., Done], tmp_path: Path, photos: Path
+) -> None:
+    broken = photos / "view1.jpg"
+    broken.write_bytes(broken.read_bytes()[:300])
+    process = start("reconstruct", photos, "-o", tmp_path / "out", "--json")
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert json.loads(out)["num_views"] == 2  # nothing but JSON on standard output
+    assert err.count(str(broken)) == 1
+    assert "skipped" in err
+    check_reconstruction(tmp_path / "out", ["view0.jpg", "view2.jpg"])
+
+    strict = hess("reconstruct", photos, "-o", tmp_path / "strict", "--strict")
+    assert strict.code == 1
+    assert str(broken) in strict.err
+    assert not (tmp_path / "strict" / "points.ply").exists()
+
+
+@pytest.mark.slow
+def test_demo(hess: Callable[..., Done], tmp_path: Path) -> None:
+    out = tmp_path / "demo"
+    done = hess(
+        "demo", "-o", out, "--calibration-scenes", "2", "--calibration-views", "4",
+        "--scenes", "4",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    assert done.out == ""
+    assert f"{out}/index.html" in done.err.replace("\n", "")
+    assert "reverse" in done.err
+
+    page = (out / "index.html").read_text()
+    resources = re.findall(r"(?:src|href)\s*=\s*[\"']?([^\"'\s>]{1,40})", page)
+    resources += re.findall(r"url\(\s*[\"']?([^\"')]{1,40})", page)
+    assert resources
+    assert {link.partition(":")[0] for link in resources} == {"data"}  # self-contained
+    assert "@import" not in page
+    for word in ("Block sparsity", "AUC@30", "reverse", "Real photos"):
+        assert word in page
+
+    rows = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+    assert len(rows) == 1 + 4 * 4
+    for row in rows:
+        assert set(ISSUE_FIELDS) <= row.keys()
+        assert (row["n_scenes"], row["model"], row["seed"]) == (4, "nano", 0)
+    settings = {(row["sparse_ratio"], row["cdf_threshold"]) for row in rows}
+    assert len(settings) == 1 + 4
+    assert len(HessProfile.load(out / "profile.hess").scenes) == 2
+    clouds = [
+        f"{scene}-{policy}.ply"
+        for scene in ("office", "procedural")
+        for policy in ("dense", "hess")
+    ]
+    assert sorted(path.name for path in out.glob("*.ply")) == sorted(clouds)
+    for name in clouds:
+        assert len(PlyData.read(out / name)["vertex"]) > 10_000
+
+
+@pytest.mark.slow
+def test_train_nano_twice(tmp_path: Path) -> None:
+    """In its own process: training changes how torch treats tiny numbers."""
+    command = ["train-nano", "-o", tmp_path / "run", "--steps", "1", "--json"]
+    results = []
+    for _ in range(2):
+        process = start(*command)
+        out, err = process.communicate(timeout=600)
+        assert process.returncode == 0, err
+        results.append(json.loads(out))
+    assert results[0] == results[1]  # the second time, nothing was left to do
+    assert 0 <= results[0]["final"]["val_auc_30"] <= 1
+    weights = tmp_path / "run" / "nano.safetensors"
+    assert results[0]["weights"] == str(weights)
+    assert read_training_record(weights)["config"]["steps"] == 1
+    images = torch.zeros(1, 2, 3, 48, 48)
+    assert load_model(weights)(images).world_points.isfinite().all()
+    with Image.open(tmp_path / "run" / "curve.png") as image:
+        assert image.format == "PNG"
+
+
+# Failures
+
+BAD_USE = [
+    (["calibrate", "-o", "{tmp}/a.hess", "--num-scenes", "0"], "num_scenes"),
+    (["calibrate", "-o", "{tmp}/a.hess", "--num-scenes", "many"], "--num-scenes"),
+    (["calibrate", "-o", "{tmp}/a.hess", "--inlier-threshold", "-1"], "inlier"),
+    (["calibrate", "-o", "{tmp}/a.hess", "--device", "abacus"], "abacus"),
+    (["calibrate"], "--output"),
+    (["calibrate", "-o", "{tmp}", *SMALL], "is a folder"),
+    (["evaluate", "-o", "{tmp}/a.jsonl", "--policies", "uniform", "lucky"], "lucky"),
+    (["evaluate", "-o", "{tmp}/a.jsonl", "--settings", "0.8"], "--settings"),
+    (["evaluate", "-o", "{tmp}/a.jsonl", "--settings", "0.8", "1.5"], "1.5"),
+    (["evaluate", "-o", "{tmp}/a.jsonl", "--views", "2"], "at least 3"),
+    (["evaluate", "-o", "{tmp}/a.jsonl", "--threads", "0"], "--threads"),
+    (["evaluate", "-o", "{tmp}/a.jsonl", "--batch-size", "0"], "batch size"),
+    (["evaluate", "-o", "{tmp}/a.jsonl", "--seed", "-1"], "seed"),
+    (["evaluate", "-o", "{tmp}/a.jsonl", "--policies"], "at least one policy"),
+    (["reconstruct", "{photos}", "-o", "{tmp}/out", "--policy", "lucky"], "lucky"),
+    (["reconstruct", "{photos}", "-o", "{tmp}/out", "--policy", "hess", "--sparse-ratio", "1.5"],
+     "sparse_ratio"),
+    (["reconstruct", "{photos}", "-o", "{tmp}/out", "--max-views", "0"], "at least 1"),
+    (["reconstruct", "{photos}", "-o", "{tmp}/file"], "is a file"),
+    (["reconstruct", "{photos}", "{photos}", "-o", "{tmp}/out"], "Unrecognized"),
+    (["demo", "-o", "{tmp}/file"], "is a file"),
+    (["train-nano", "-o", "{tmp}/run", "--threads", "0"], "--threads"),
+    (["train-nano", "-o", "{tmp}/run", "--steps", "0"], "steps"),
+    (["inspect"], "profile"),
+    (["paint"], "paint"),
+    ([], "demo"),
+]  # fmt: skip
+BAD_INPUT = [
+    (["reconstruct", "{tmp}/empty", "-o", "{tmp}/out"], "found no files"),
+    (["reconstruct", "{tmp}/none", "-o", "{tmp}/out"], "no such folder"),
+    (["reconstruct", "{photos}", "-o", "{tmp}/out", "--model", "{tmp}/none"], "no model named"),
+    (["reconstruct", "{photos}", "-o", "{tmp}/out", "--model", "{tmp}/file"], "not a readable"),
+    (["reconstruct", "{photos}", "-o", "{tmp}/out", "--model", "{tmp}/cut.safetensors"],
+     "not a readable"),
+    (["reconstruct", "{photos}", "-o", "{tmp}/out", "--model", "{tmp}/nano.hess"], "hess-vggt"),
+    (["reconstruct", "{photos}", "-o", "{tmp}/file/out"], "file"),
+    (["inspect", "{tmp}/none.hess"], "hess calibrate"),
+    (["inspect", "{tmp}/file"], "no profile"),
+    (["inspect", "{tmp}/cut.safetensors"], "no profile"),
+    (["inspect", "nano", "-o", "{tmp}/file/a/heads.png"], "file"),
+    (["calibrate", "-o", "{tmp}/a.hess", "--data", "{photos}"], "no poses"),
+    (["calibrate", "-o", "{tmp}/a.hess", "--data", "{tmp}/empty"], "recognised"),
+    (["calibrate", "-o", "{tmp}/a.hess", *SMALL[:2], "--views", "1"], "failed"),
+    (["calibrate", "-o", "{tmp}/file/a/a.hess", *SMALL], "file"),
+    (["evaluate", "-o", "{tmp}/file/a/a.jsonl", *SMALL], "file"),
+    (["evaluate", "-o", "{tmp}/a.jsonl", "--profile", "{tmp}/none.hess"], "hess calibrate"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("code", "arguments", "message"),
+    [(2, *case) for case in BAD_USE] + [(1, *case) for case in BAD_INPUT],
+)
+def test_failures_say_why_and_leave_nothing_behind(
+    hess: Callable[..., Done],
+    tmp_path: Path,
+    photos: Path,
+    code: int,
+    arguments: list[str],
+    message: str,
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("just text, for once")
+    assets = files("hess") / "assets"
+    (tmp_path / "nano.hess").write_bytes((assets / "nano.hess").read_bytes())
+    weights = (assets / "nano.safetensors").read_bytes()
+    (tmp_path / "cut.safetensors").write_bytes(weights[: len(weights) // 2])
+    before = tree(tmp_path)
+    done = hess(*(argument.format(tmp=tmp_path, photos=photos) for argument in arguments))
+    assert (done.code, done.out) == (code, "")
+    assert message in done.err
+    assert "Traceback" not in done.err
+    assert tree(tmp_path) == before
+
+
+def test_the_parser_keeps_to_eighty_columns(hess: Callable[..., Done]) -> None:
+    for arguments in ([], ["calibrate"], ["evaluate", "-o", "x", "--settings", "1"], ["paint"]):
+        shown = hess(*arguments)
+        assert shown.code == 2
+        assert max(map(len, shown.err.splitlines())) <= 80
+
+
+def test_a_full_disk_is_an_error_not_half_a_file(
+    hess: Callable[..., Done], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "heads.png"
+    target.write_bytes(b"the old one")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(target))
+
+    monkeypatch.setattr(os, "replace", full)
+    done = hess("inspect", "nano", "-o", target)
+    assert done.code == 1
+    assert f"{target}: No space left on device" in done.err
+    assert tree(tmp_path) == {"heads.png": b"the old one"}
+
+
+def test_exit_code_of_the_process(tmp_path: Path) -> None:
+    process = start("inspect", tmp_path / "none.hess", "--json")
+    out, err = process.communicate(timeout=300)
+    assert (process.returncode, out) == (1, "")
+    assert err.startswith("hess: no profile at")
+    assert err.count("\n") == 1  # in one line, for programs
+
+
+@pytest.mark.slow
+def test_ctrl_c_keeps_what_is_done(hess: Callable[..., Done], tmp_path: Path) -> None:
+    path, partial = tmp_path / "a.hess", tmp_path / ".a.hess.partial"
+    scenes = ["--num-scenes", "16", "--views", "3"]
+    process = start("calibrate", "-o", path, *scenes)
+    deadline = time.monotonic() + 300
+    while not partial.exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=300)
+    assert (process.returncode, out) == (130, "")
+    assert "stopped" in err
+    assert "Traceback" not in err
+    assert [*tree(tmp_path)] == [partial.name]
+    assert 1 <= len(HessProfile.load(partial).scenes) < 16
+
+    # Another calibration is not mixed in.
+    other = hess("calibrate", "-o", path, "--num-scenes", "16", "--views", "4")
+    assert other.code == 1
+    assert str(partial) in other.err
+
+    continued = hess("calibrate", "-o", path, *scenes)
+    assert continued.code == 0
+    assert f"continuing {partial}" in continued.err
+    whole = tmp_path / "whole.hess"
+    assert hess("calibrate", "-o", whole, *scenes).code == 0
+    assert path.read_bytes() == whole.read_bytes()
+    assert [*tree(tmp_path)] == ["a.hess", "whole.hess"]
