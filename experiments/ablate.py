@@ -32,9 +32,6 @@ SCORES: Variants = {
     "lambda 1 (camera error only)": {"camera_weight": 1.0},
     "trace of W_K": {"projection": "key"},
     "trace of W_V": {"projection": "value"},
-    "raw traces": {"normalization": "raw"},
-    "softmax of traces": {"normalization": "softmax"},
-    "log of traces": {"normalization": "log"},
     "median over scenes": {"aggregate": "median"},
     "patch-query rows only": {"rows": "patch"},
     "trace times squared norm of W_Q": {"scale_free": True},
@@ -67,7 +64,6 @@ def main() -> None:
     profiles = {
         "inliers by distance instead of its square": by_distance,
         "calibrated on 1 scene": first_scenes(profile, 1),
-        "calibrated on 4 scenes": first_scenes(profile, 4),
         "calibrated on 10 scenes": first_scenes(profile, 10),
     }
     variants: list[tuple[str, dict[str, Any], HessProfile]] = [("HeSS", {}, profile)]

@@ -26,11 +26,25 @@ from hess.sensitivity.profile import HessProfile
 
 SMALL = ["--num-scenes", "2", "--views", "3"]
 SETTING = ["--settings", "0.8", "0.4", "--random-seeds", "0"]
-ISSUE_FIELDS = (
-    "policy, sparse_ratio, cdf_threshold, block_sparsity, flop_saving, auc_30, auc_30_se, "
-    "ate_rmse, accuracy, completeness, chamfer_mean, paired_auc_30_vs_uniform, "
-    "paired_auc_30_vs_uniform_se, n_scenes, seed, model, commit"
-).split(", ")
+ISSUE_FIELDS = [
+    "policy",
+    "sparse_ratio",
+    "cdf_threshold",
+    "block_sparsity",
+    "flop_saving",
+    "auc_30",
+    "auc_30_se",
+    "ate_rmse",
+    "accuracy",
+    "completeness",
+    "chamfer_mean",
+    "paired_auc_30_vs_uniform",
+    "paired_auc_30_vs_uniform_se",
+    "n_scenes",
+    "seed",
+    "model",
+    "commit",
+]
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,7 @@ def test_other_types_are_refused(saved: Path, wrong: str | torch.dtype) -> None:
 
 def test_a_missing_device_is_named(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(BackendUnavailableError, match="cuda:1.*use device='cpu'"):
+    with pytest.raises(BackendUnavailableError, match=r"cuda:1.*use device='cpu'"):
         load_model(saved, device="cuda:1")
 
 

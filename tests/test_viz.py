@@ -266,6 +266,14 @@ def test_tradeoff_averages_random_seeds_and_refuses_unknown_metrics() -> None:
     assert figure_png(tradeoff_figure(rows, metrics=("auc_30",))).startswith(b"\x89PNG")
 
 
+def test_variants_of_one_policy_are_not_averaged_into_one_line() -> None:
+    rows = make_rows()
+    hess = next(row for row in rows if row["policy"] == "hess")
+    half = hess | {"settings": {"blend": 0.5}}
+    with pytest.raises(ConfigError, match=r"one variant per policy.*hess"):
+        tradeoff_figure([*rows, half])
+
+
 def test_themes_colour_the_page_around_the_data() -> None:
     for theme in (LIGHT, DARK):
         corner = pixels(figure_png(metric_figure(make_rows(), "auc_30", theme=theme)))[0, 0]
