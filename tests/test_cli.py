@@ -55,8 +55,11 @@ class Done:
 
 
 @pytest.fixture
-def hess(capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
-    """Runs the command line in this process."""
+def hess(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Done]:
+    """Runs the command line in this process, for a reader of 80 columns."""
+    monkeypatch.setenv("COLUMNS", "80")
 
     def run(*arguments: object) -> Done:
         try:
@@ -108,7 +111,8 @@ def test_help_shows_an_example_that_parses(
     assert example is not None
     monkeypatch.setattr(VERBS[verb], "run", lambda self: None)
     assert hess(*shlex.split(example[1])).code == 0
-    options = [line for line in shown.out.splitlines() if line.startswith(("│", "╭", "╰"))]
+    options = shown.out.partition(example[0])[2].splitlines()
+    assert len(options) > 5
     assert max(map(len, options)) <= 80
 
 
@@ -305,7 +309,7 @@ def test_demo(hess: Callable[..., Done], tmp_path: Path) -> None:
     assert resources
     assert {link.partition(":")[0] for link in resources} == {"data"}  # self-contained
     assert "@import" not in page
-    for word in ("Block sparsity", "AUC@30", "reverse", "Real photos"):
+    for word in ("Block sparsity", "AUC@30", "Reverse", "Real photos"):
         assert word in page
 
     rows = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
@@ -327,24 +331,21 @@ def test_demo(hess: Callable[..., Done], tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_train_nano_twice(tmp_path: Path) -> None:
-    """In its own process: training changes how torch treats tiny numbers."""
+def test_train_nano_twice(hess: Callable[..., Done], tmp_path: Path) -> None:
     command = ["train-nano", "-o", tmp_path / "run", "--steps", "1", "--json"]
-    results = []
-    for _ in range(2):
-        process = start(*command)
-        out, err = process.communicate(timeout=600)
-        assert process.returncode == 0, err
-        results.append(json.loads(out))
-    assert results[0] == results[1]  # the second time, nothing was left to do
-    assert 0 <= results[0]["final"]["val_auc_30"] <= 1
+    done = [hess(*command) for _ in range(2)]
+    assert [one.code for one in done] == [0, 0], done[0].err
+    assert done[0].out == done[1].out  # the second time, nothing was left to do
+    result = json.loads(done[0].out)
+    assert 0 <= result["final"]["val_auc_30"] <= 1
     weights = tmp_path / "run" / "nano.safetensors"
-    assert results[0]["weights"] == str(weights)
+    assert result["weights"] == str(weights)
     assert read_training_record(weights)["config"]["steps"] == 1
-    images = torch.zeros(1, 2, 3, 48, 48)
-    assert load_model(weights)(images).world_points.isfinite().all()
+    assert load_model(weights)(torch.zeros(1, 2, 3, 48, 48)).world_points.isfinite().all()
     with Image.open(tmp_path / "run" / "curve.png") as image:
         assert image.format == "PNG"
+    # Training rounds tiny numbers to zero; k-d trees crash if that stays so.
+    assert torch.full((1,), 1e-310, dtype=torch.float64).mul(1).item() > 0
 
 
 # Failures
@@ -392,7 +393,6 @@ BAD_INPUT = [
     (["inspect", "nano", "-o", "{tmp}/file/a/heads.png"], "file"),
     (["calibrate", "-o", "{tmp}/a.hess", "--data", "{photos}"], "no poses"),
     (["calibrate", "-o", "{tmp}/a.hess", "--data", "{tmp}/empty"], "recognised"),
-    (["calibrate", "-o", "{tmp}/a.hess", *SMALL[:2], "--views", "1"], "failed"),
     (["calibrate", "-o", "{tmp}/file/a/a.hess", *SMALL], "file"),
     (["evaluate", "-o", "{tmp}/file/a/a.jsonl", *SMALL], "file"),
     (["evaluate", "-o", "{tmp}/a.jsonl", "--profile", "{tmp}/none.hess"], "hess calibrate"),

@@ -87,10 +87,10 @@ def print_profile(profile: "HessProfile") -> None:
     for error in ("camera", "point"):
         if f"{error}_effective_scenes" in summary:
             console.print(
-                f"{error} trace: {summary['num_scenes']} scenes count like "
-                f"{summary[f'{error}_effective_scenes']:.1f} equal ones; "
+                f"The {error} trace rests on {summary[f'{error}_effective_scenes']:.1f} "
+                f"effective scenes of {summary['num_scenes']}; "
                 f"{summary[f'{error}_largest_scene']} alone is "
-                f"{summary[f'{error}_largest_scene_share']:.0%} of it",
+                f"{summary[f'{error}_largest_scene_share']:.0%} of it.",
                 highlight=False,
             )
     for name, reason in profile.failed:

@@ -61,7 +61,7 @@ class TrainingConfig:
         ConfigError: a value is out of range.
     """
 
-    steps: int = 8_000
+    steps: int = 6_500
     seed: int = 0
     frames_per_step: int = 48
     matching: float = 1.0
