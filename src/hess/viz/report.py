@@ -75,7 +75,7 @@ def report_html(
         cards=_cards(rows),
         sections="\n".join(sections),
         glossary=_definitions(GLOSSARY),
-        provenance=_definitions(_provenance(rows[0])),
+        provenance=_definitions(_provenance(rows)),
     )
 
 
@@ -172,7 +172,9 @@ def _table_section(rows: Sequence[Row]) -> str:
     )
 
 
-def _provenance(row: Row) -> dict[str, str]:
+def _provenance(rows: Sequence[Row]) -> dict[str, str]:
+    row = rows[0]
+    backends = sorted({name for each in rows for name in each.get("backends") or ()})
     dirty = {True: " (with uncommitted changes)", None: "", False: ""}[row.get("dirty")]
     values = {
         "Model": row["model"],
@@ -182,7 +184,7 @@ def _provenance(row: Row) -> dict[str, str]:
         "Commit": f"{row['commit']}{dirty}",
         "Command": row.get("command"),
         "Machine": row.get("machine"),
-        "Attention backend": ", ".join(row.get("backends") or ()),
+        "Attention backend": ", ".join(backends),
         "Length unit": row.get("unit"),
     }
     return {name: _plain(value) for name, value in values.items() if value not in (None, "")}
