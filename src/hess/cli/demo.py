@@ -14,6 +14,7 @@ from hess.cli.console import (
     print_json,
     print_table,
     progress_bar,
+    use_threads,
 )
 from hess.cli.inspect import print_profile, score_pair, write_heatmap
 from hess.cli.policies import build_policies
@@ -53,6 +54,8 @@ class Demo:
         from hess.models.loading import load_model
 
         start = time.perf_counter()
+        # So small a model gains nothing from more, and loses much on a busy machine.
+        use_threads(1)
         prepare_folder(self.output)
         model = load_model("nano")
         console.rule("1. Calibrate: how sensitive is each head?")

@@ -24,8 +24,9 @@ VERBS: dict[str, Callable[..., Verb]] = {
     "train-nano": TrainNano,
 }
 
-DESCRIPTION = """Fast VGGT-like 3D reconstruction: find out once which attention heads carry the
-geometry (calibrate), then skip most attention blocks of the others (reconstruct, evaluate).
+DESCRIPTION = """VGGT-like 3D reconstruction with sparse attention: find out once which attention
+heads carry the geometry (calibrate), then skip most attention blocks of the others (reconstruct,
+evaluate).
 
 Try: hess demo"""
 
