@@ -8,6 +8,8 @@ same scenes. A stopped run continues.
 
 import argparse
 import json
+import shlex
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -112,7 +114,7 @@ def run(model: Any, args: argparse.Namespace, built: dict, suffix: str) -> tuple
         list(distinct.values()),
         seed=0,
         rows_path=with_suffix(args.output, suffix),
-        command="python experiments/ablate.py",
+        command=shlex.join(["python", *sys.argv]),
         progress=lambda done, total, name: print(f"\r{done}/{total} {name:<20}", end=""),
     )
     by_identity = {
