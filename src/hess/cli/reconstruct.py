@@ -76,7 +76,7 @@ class Reconstruct:
             print_json(result)
             return
         console.print(
-            f"{reconstruction.num_views} views, block sparsity {run.stats.block_sparsity:.2f}; "
+            f"views: {reconstruction.num_views}, block sparsity {run.stats.block_sparsity:.2f}; "
             f"wrote {self.output}/: points.ply, reconstruction.npz, cameras.json, preview.png",
             highlight=False,
         )
