@@ -245,7 +245,7 @@ def test_reconstruct_photos(hess: Callable[..., Done], tmp_path: Path, photos: P
     done = hess("reconstruct", photos, "-o", tmp_path / "out")
     assert done.code == 0, done.err
     assert done.out == ""
-    assert "3 views, block sparsity 0.00" in done.err
+    assert "views: 3, block sparsity 0.00" in done.err
     check_reconstruction(tmp_path / "out", ["view0.jpg", "view1.jpg", "view2.jpg"])
     # A pattern, into the same folder again.
     done = hess("reconstruct", photos / "view[01].jpg", "-o", tmp_path / "out", "--json")
