@@ -234,7 +234,7 @@ def test_tables_are_those_of_their_results_files() -> None:
 
 def test_no_path_of_a_developers_machine() -> None:
     assert MACHINE_PATH.search("at /home/" + "ada") is not None
-    assert MACHINE_PATH.search("src/work/x ~/work/x") is None
+    assert MACHINE_PATH.search("src/root/x ~/root/x") is None
     folders = ("docs", "src", "tests", "experiments", "results")
     files = [path for folder in folders for path in (ROOT / folder).rglob("*")]
     files += [path for path in ROOT.iterdir() if path.is_file()]

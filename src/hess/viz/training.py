@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from itertools import cycle
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -28,7 +29,7 @@ def training_figure(logs: Mapping[str, Path], *, theme: Theme = LIGHT) -> Figure
     titles = {"val_auc_30": "AUC@30 ↑", "val_point_error": "Point error ↓"}
     for axes, (key, title) in zip(panels, titles.items(), strict=True):
         style_axes(axes, theme)
-        for (label, log), color in zip(logs.items(), _COLORS, strict=False):
+        for (label, log), color in zip(logs.items(), cycle(_COLORS), strict=False):
             rows = [json.loads(line) for line in log.read_text().splitlines()]
             known = [(row["step"], row[key]) for row in rows if key in row]
             if not known:
