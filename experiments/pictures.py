@@ -25,7 +25,6 @@ IMAGES = ROOT / "docs" / "images"
 def main() -> None:
     from hess.datasets.open import open_dataset
     from hess.datasets.procedural import Procedural
-    from hess.geometry.image_fit import square_crop
 
     model, profile = load_model("nano"), load_profile("nano")
     scores = (profile.scores(camera_weight=weight).numpy() for weight in (1.0, 0.0))
@@ -37,7 +36,7 @@ def main() -> None:
     write_atomically(IMAGES / "training.png", figure_png(training_figure(logs)))
     scenes = {
         "procedural": Procedural(1, 8, "test", seed=1)[0],
-        "office": open_dataset("bundled", image_fit=square_crop(model.image_size))[0],
+        "office": open_dataset("bundled", image_fit=model.image_rule)[0],
     }
     for name, scene in scenes.items():
         picture = preview(reconstruct(model, scene), scene.depth)

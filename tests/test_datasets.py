@@ -23,10 +23,12 @@ from hess.datasets.co3d import opencv_camera, read_co3d
 from hess.datasets.frames import rigid_pose, split_views
 from hess.datasets.photos import find_images, load_images, read_image
 from hess.datasets.rgbd import read_depth_mm, register_depth
-from hess.errors import ConfigError, DatasetError
+from hess.errors import ConfigError, DatasetError, LayoutError
 from hess.geometry.image_fit import FitRule, ImageFit, square_crop
 
-ORIGINAL_SIZE = FitRule(name="original", choose=ImageFit.identity)
+ORIGINAL_SIZE = FitRule(
+    name="original", choose=lambda sizes: [ImageFit.identity(*size) for size in sizes]
+)
 
 
 # --- the known world: the plane z = 2 + 0.3 x + 0.1 y --------------------------------------------
@@ -620,5 +622,5 @@ def test_decompression_bombs_are_refused(tmp_path: Path, monkeypatch: pytest.Mon
 def test_rule_must_give_one_size(tmp_path: Path) -> None:
     save_photo(tmp_path / "a.png", size=(10, 10))
     save_photo(tmp_path / "b.png", size=(20, 10))
-    with pytest.raises(DatasetError, match="different sizes"):
+    with pytest.raises(LayoutError, match="different sizes"):
         load_photos(tmp_path, image_fit=ORIGINAL_SIZE)

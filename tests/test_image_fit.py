@@ -35,7 +35,7 @@ def padded_fit() -> ImageFit:
 
 @given(SIDES, SIDES, st.integers(1, 518))
 def test_square_crop_shows_the_middle_of_the_photo(width: int, height: int, size: int) -> None:
-    fit = square_crop(size)(width, height)
+    fit = square_crop(size)([(width, height)])[0]
     corners = fit.pixels_to_original(torch.tensor([[0.0, 0.0], [size, size]]).double())
     side = min(width, height)
     assert (corners[1] - corners[0]).tolist() == pytest.approx([side, side])
@@ -49,7 +49,7 @@ def test_square_crop_shows_the_middle_of_the_photo(width: int, height: int, size
 
 @given(SIDES, SIDES, st.floats(-50, 50), st.floats(-50, 50))
 def test_pixels_go_there_and_back(width: int, height: int, x: float, y: float) -> None:
-    fit = square_crop(48)(width, height)
+    fit = square_crop(48)([(width, height)])[0]
     pixels = torch.tensor([x, y], dtype=torch.float64)
     there = fit.pixels_to_model(pixels)
     assert torch.allclose(fit.pixels_to_original(there), pixels, atol=1e-6)
@@ -58,7 +58,7 @@ def test_pixels_go_there_and_back(width: int, height: int, x: float, y: float) -
 
 
 def test_intrinsics_project_to_the_fitted_pixel() -> None:
-    fit = square_crop(48)(540, 360)
+    fit = square_crop(48)([(540, 360)])[0]
     k = torch.tensor([[495.0, 0.3, 269.5], [0, 490.0, 169.2], [0, 0, 1]], dtype=torch.float64)
     point = torch.tensor([0.2, -0.1, 1.7], dtype=torch.float64)
     original, model = k @ point, fit.intrinsics_to_model(k) @ point
@@ -68,7 +68,9 @@ def test_intrinsics_project_to_the_fitted_pixel() -> None:
     assert fit.intrinsics_to_model(k.float()).dtype == torch.float32
 
 
-@pytest.mark.parametrize("fit", [square_crop(48)(200, 120), square_crop(77)(90, 201)])
+@pytest.mark.parametrize(
+    "fit", [square_crop(48)([(200, 120)])[0], square_crop(77)([(90, 201)])[0]]
+)
 def test_image_content_lies_where_the_map_says(fit: ImageFit) -> None:
     result = fit.image_to_model(ramp(fit.original_width, fit.original_height))
     assert result.shape == (fit.height, fit.width, 3)
@@ -83,12 +85,12 @@ def test_image_content_lies_where_the_map_says(fit: ImageFit) -> None:
 
 def test_strong_reduction_does_not_alias() -> None:
     checkerboard = (np.indices((360, 360)).sum(0) % 2 * 255).astype(np.uint8)
-    result = square_crop(48)(360, 360).image_to_model(np.stack([checkerboard] * 3, axis=-1))
+    result = square_crop(48)([(360, 360)])[0].image_to_model(np.stack([checkerboard] * 3, axis=-1))
     assert np.abs(result.astype(int) - 127).max() <= 4
 
 
 def test_pictures_and_arrays_give_the_same() -> None:
-    fit, array = square_crop(20)(64, 40), ramp(64, 40)
+    fit, array = square_crop(20)([(64, 40)])[0], ramp(64, 40)
     np.testing.assert_array_equal(
         fit.image_to_model(array), fit.image_to_model(Image.fromarray(array))
     )
@@ -104,7 +106,7 @@ def test_identity_changes_nothing() -> None:
 
 @given(st.integers(1, 60), st.integers(1, 60), st.integers(1, 60))
 def test_depth_takes_the_pixel_under_the_sample(width: int, height: int, size: int) -> None:
-    fit = square_crop(size)(width, height)
+    fit = square_crop(size)([(width, height)])[0]
     depth = torch.arange(width * height, dtype=torch.float32).reshape(height, width)
     fitted = fit.depth_to_model(depth)
     for row, column in ((0, 0), (size - 1, 0), (size // 2, size - 1)):
@@ -118,7 +120,7 @@ def test_depth_takes_the_pixel_under_the_sample(width: int, height: int, size: i
 def test_depth_is_never_mixed_with_unknown() -> None:
     generator = torch.Generator().manual_seed(0)
     known = torch.rand(100, 130, generator=generator) < 0.5
-    fitted = square_crop(24)(130, 100).depth_to_model(known * 2.0)
+    fitted = square_crop(24)([(130, 100)])[0].depth_to_model(known * 2.0)
     assert set(fitted.unique().tolist()) == {0.0, 2.0}
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from hess.datasets import Scene
 from hess.errors import ConfigError, DatasetError
 from hess.files import atomic_write
+from hess.geometry.image_fit import square_crop
 from hess.geometry.projection import unproject_depth
 from hess.models.base import GlobalAttentionSite, Model, Predictions
 from hess.reconstruction import Reconstruction, reconstruct
@@ -26,7 +27,8 @@ class FlatModel(Model):
     def __init__(self) -> None:
         super().__init__()
         self.model_name = "flat"
-        self.image_size = 16
+        self.image_rule = square_crop(16)
+        self.cloud_from = "point_head"
         self.patch_size = 4
         self.num_special = 1
         self.num_heads = 1
@@ -36,6 +38,12 @@ class FlatModel(Model):
         self.fails = False
 
     def global_attention_sites(self) -> list[GlobalAttentionSite]:
+        return []
+
+    def certainty(self, confidence: Tensor) -> Tensor:
+        return 1 - 1 / confidence
+
+    def backbone_parts(self) -> list[nn.Module]:
         return []
 
     def forward(self, images: Tensor) -> Predictions:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from hess.attention.layout import TokenLayout
 from hess.errors import AlignmentError, ConfigError, LayoutError
+from hess.geometry.image_fit import square_crop
 from hess.geometry.nearest import NearestNeighbors
 from hess.geometry.poses import pose_from
 from hess.geometry.sim3 import Sim3
@@ -42,7 +43,8 @@ class TinyModel(Model):
 
     def __init__(self, seed: int = 0, dim: int = 8, heads: int = 2, layers: int = 2) -> None:
         super().__init__()
-        self.model_name, self.image_size, self.patch_size = "tiny", 12, PATCH
+        self.model_name, self.image_rule, self.patch_size = "tiny", square_crop(12), PATCH
+        self.cloud_from = "point_head"
         self.num_special, self.num_heads = 1, heads
         self.block_size_q = self.block_size_kv = 2
         self.embed = nn.Linear(3 * PATCH * PATCH, dim)
@@ -60,6 +62,12 @@ class TinyModel(Model):
             GlobalAttentionSite(layer_idx=i, parent=self.attentions, attribute=str(i))
             for i in range(len(self.attentions))
         ]
+
+    def certainty(self, confidence: Tensor) -> Tensor:
+        return 1 - 1 / confidence
+
+    def backbone_parts(self) -> list[nn.Module]:
+        return []
 
     def forward(
         self, images: Tensor, attend: Callable[[int, Tensor], Tensor] | None = None

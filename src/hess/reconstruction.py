@@ -13,7 +13,7 @@ from hess.datasets.photos import PhotoSource, find_images, load_images
 from hess.datasets.scene import Scene
 from hess.errors import ConfigError, DatasetError
 from hess.export.save import save_reconstruction
-from hess.geometry.image_fit import FitRule, ImageFit, square_crop
+from hess.geometry.image_fit import FitRule, ImageFit
 from hess.models.base import Model
 
 
@@ -158,7 +158,7 @@ def reconstruct(
         fits = (ImageFit.identity(width, height),) * len(images)
         names = source.view_names or tuple(str(view) for view in range(len(images)))
     else:
-        rule = square_crop(model.image_size) if fit is None else fit
+        rule = model.image_rule if fit is None else fit
         loaded = load_images(find_images(source), image_fit=rule, strict=strict)
         images, fits = loaded.images, loaded.fits
         names = tuple(path.name for path in loaded.paths)

@@ -44,13 +44,12 @@ class Calibrate:
     def run(self) -> None:
         from hess.calibration import CalibrationConfig, calibrate
         from hess.datasets.open import open_dataset
-        from hess.geometry.image_fit import square_crop
         from hess.models.loading import load_model
 
         model = load_model(self.model, device=self.device)
         dataset = open_dataset(
             self.data,
-            image_fit=square_crop(model.image_size),
+            image_fit=model.image_rule,
             views_per_scene=self.views,
             num_scenes=self.num_scenes,
         )

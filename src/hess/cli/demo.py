@@ -110,14 +110,13 @@ class Demo:
         from hess.datasets.bundled import bundled_capture
         from hess.datasets.open import open_dataset
         from hess.datasets.procedural import Procedural
-        from hess.geometry.image_fit import square_crop
         from hess.reconstruction import reconstruct
         from hess.sparsification import sparsify
         from hess.viz.figure import image_png
         from hess.viz.picture import Picture
         from hess.viz.scene import preview
 
-        fit = square_crop(model.image_size)
+        fit = model.image_rule
         sources = {
             "procedural": (Procedural(1, 8, "test", seed=1)[0], "A procedural scene"),
             "office": (

@@ -64,7 +64,6 @@ class Evaluate:
     def run(self) -> None:
         from hess.datasets.open import open_dataset
         from hess.evaluation.evaluate import evaluate
-        from hess.geometry.image_fit import square_crop
         from hess.models.loading import load_model
         from hess.sensitivity.profile import load_profile
 
@@ -73,7 +72,7 @@ class Evaluate:
         profile = load_profile(self.profile)
         dataset = open_dataset(
             self.data,
-            image_fit=square_crop(model.image_size),
+            image_fit=model.image_rule,
             views_per_scene=self.views,
             num_scenes=self.num_scenes,
             seed=self.seed if self.data.startswith("procedural") else None,

@@ -86,11 +86,10 @@ class Reconstruct:
     def _source(self, model: "Model") -> "str | Scene":
         """The photos themselves, or the first scene of a data set that knows more."""
         from hess.datasets.open import open_dataset
-        from hess.geometry.image_fit import square_crop
 
         dataset = open_dataset(
             self.input,
-            image_fit=square_crop(model.image_size),
+            image_fit=model.image_rule,
             views_per_scene=self.max_views,
             num_scenes=1,
         )

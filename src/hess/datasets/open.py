@@ -70,7 +70,7 @@ def open_dataset(
 
 def _square_size(image_fit: FitRule) -> int:
     """Side of the image that the rule makes of a square photo."""
-    fit = image_fit(1024, 1024)
+    (fit,) = image_fit([(1024, 1024)])
     if fit.width != fit.height:
         raise ConfigError(
             f"procedural scenes have square images, {image_fit.name} makes "

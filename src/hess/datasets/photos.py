@@ -143,8 +143,7 @@ def load_images(
     Raises:
         DatasetError: no photo is usable, one is unreadable (``strict``), or output sizes differ.
     """
-    tensors: list[Tensor] = []
-    fits: list[ImageFit] = []
+    images: list[Image.Image] = []
     kept: list[int] = []
     for index, path in enumerate(paths):
         try:
@@ -154,21 +153,18 @@ def load_images(
                 raise
             logger.warning("skipped %s", error)
             continue
-        fit = image_fit(image.width, image.height)
-        tensors.append(torch.from_numpy(fit.image_to_model(image)).permute(2, 0, 1) / 255.0)
-        fits.append(fit)
+        images.append(image)
         kept.append(index)
-    if not tensors:
+    if not images:
         raise DatasetError(
             f"none of the {len(paths)} photos could be read, first {paths[0]}; "
             "expected JPEG, PNG or WebP files"
         )
-    sizes = {(fit.width, fit.height) for fit in fits}
-    if len(sizes) > 1:
-        raise DatasetError(
-            f"{image_fit.name} gives these photos different sizes {sorted(sizes)}; "
-            "use a rule with one output size, such as square_crop"
-        )
+    fits = image_fit([image.size for image in images])
+    tensors = [
+        torch.from_numpy(fit.image_to_model(image)).permute(2, 0, 1) / 255.0
+        for fit, image in zip(fits, images, strict=True)
+    ]
     return LoadedImages(
         images=torch.stack(tensors),
         fits=tuple(fits),

@@ -6,7 +6,7 @@ can be taken back to the pixels of the original photo. A :class:`FitRule` choose
 size of the photo.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -171,16 +171,28 @@ class ImageFit:
 
 @dataclass(frozen=True, kw_only=True)
 class FitRule:
-    """Chooses an :class:`ImageFit` from the width and height of a photo.
+    """Chooses an :class:`ImageFit` for each photo of a scene, from the sizes of all of them.
 
     ``name`` identifies the rule and its settings in provenance records.
     """
 
     name: str
-    choose: Callable[[int, int], ImageFit]
+    choose: Callable[[Sequence[tuple[int, int]]], list[ImageFit]]
 
-    def __call__(self, width: int, height: int) -> ImageFit:
-        return self.choose(width, height)
+    def __call__(self, sizes: Sequence[tuple[int, int]]) -> list[ImageFit]:
+        """Fits for photos of these (width, height), all of one output size.
+
+        Raises:
+            LayoutError: the rule gives different output sizes.
+        """
+        fits = self.choose(sizes)
+        outputs = {(fit.width, fit.height) for fit in fits}
+        if len(outputs) > 1:
+            raise LayoutError(
+                f"{self.name} gives these photos different sizes {sorted(outputs)}; use a rule "
+                "with one output size, such as square_crop"
+            )
+        return fits
 
 
 def square_crop(size: int) -> FitRule:
@@ -192,7 +204,7 @@ def square_crop(size: int) -> FitRule:
     if size < 1:
         raise ConfigError(f"square_crop needs a size of at least 1 pixel, found {size}")
 
-    def choose(width: int, height: int) -> ImageFit:
+    def fit(width: int, height: int) -> ImageFit:
         side = min(width, height)
         scale = size / side
         return ImageFit(
@@ -206,4 +218,6 @@ def square_crop(size: int) -> FitRule:
             height=size,
         )
 
-    return FitRule(name=f"square_crop({size})", choose=choose)
+    return FitRule(
+        name=f"square_crop({size})", choose=lambda sizes: [fit(*size) for size in sizes]
+    )

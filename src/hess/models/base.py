@@ -2,11 +2,12 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
 from hess.attention.layout import TokenLayout
+from hess.geometry.image_fit import FitRule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,9 +21,10 @@ class Predictions:
         world_from_cam: [B, N, 4, 4], OpenCV axes.
         intrinsics: [B, N, 3, 3] in pixels, top-left pixel centre at (0.5, 0.5).
         depth: [B, N, H, W], z-depth.
-        depth_confidence: [B, N, H, W].
-        world_points: [B, N, H, W, 3].
-        point_confidence: [B, N, H, W]; what it means is the model's affair (``VGGT``: > 1).
+        depth_confidence: [B, N, H, W]; what it means is the model's affair, see
+            :meth:`Model.certainty`.
+        world_points: [B, N, H, W, 3], from the model's point head.
+        point_confidence: [B, N, H, W], alike.
     """
 
     world_from_cam: Tensor
@@ -54,21 +56,27 @@ class Model(nn.Module, ABC):
 
     Attributes:
         model_name: the name under which ``load_model`` found it.
-        image_size: longest image side in pixels the model was trained for.
+        image_rule: how photos are brought to the size the model was trained for.
         patch_size: side of a patch in pixels.
         num_special: special tokens per view.
         num_heads: heads of every global attention.
         block_size_q, block_size_kv: default tile of the block-sparse attention, in tokens.
+        cloud_from: which points make the better cloud: the "point_head"'s, or the "depth" maps
+            taken to the world by the predicted cameras.
+        recompute: whether activations of the blocks and dense heads are made anew in the backward
+            pass instead of being held; slower, and far smaller. Off unless calibration sets it.
         camera_weight: default share of the camera error in the score (lambda of Eq. 9).
     """
 
     model_name: str
-    image_size: int
+    image_rule: FitRule
     patch_size: int
     num_special: int
     num_heads: int
     block_size_q: int
     block_size_kv: int
+    cloud_from: Literal["point_head", "depth"]
+    recompute: bool = False
     camera_weight: ClassVar[float]
 
     @abstractmethod
@@ -78,6 +86,14 @@ class Model(nn.Module, ABC):
     @abstractmethod
     def forward(self, images: Tensor) -> Predictions:
         """Predict cameras and points for ``images`` [B, N, 3, H, W] in [0, 1]."""
+
+    @abstractmethod
+    def certainty(self, confidence: Tensor) -> Tensor:
+        """Confidences of the model's predictions as numbers between 0 and 1, in the same order."""
+
+    @abstractmethod
+    def backbone_parts(self) -> list[nn.Module]:
+        """The parts whose matrix products may run in half precision; the others need float32."""
 
     def token_layout(self, images: Tensor) -> TokenLayout:
         """Token layout of ``images`` [..., N, 3, H, W]; H and W are multiples of the patch."""

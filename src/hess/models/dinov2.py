@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hess.models.layers import Block
+from hess.models.layers import Block, LayerNorm
 
 
 class PatchEmbed(nn.Module):
@@ -24,7 +24,9 @@ class PatchEmbed(nn.Module):
         grid_h, grid_w = height // p, width // p
         patches = images.view(batch, 3, grid_h, p, grid_w, p).permute(0, 2, 4, 1, 3, 5)
         patches = patches.reshape(batch, grid_h * grid_w, 3 * p * p)
-        return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
+        return F.linear(
+            patches.to(self.proj.weight.dtype), self.proj.weight.flatten(1), self.proj.bias
+        )
 
 
 class DinoVisionTransformer(nn.Module):
@@ -61,7 +63,7 @@ class DinoVisionTransformer(nn.Module):
         self.blocks = nn.ModuleList(
             Block(dim, num_heads, layer_scale=layer_scale, eps=1e-6) for _ in range(depth)
         )
-        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.norm = LayerNorm(dim, eps=1e-6)
         for parameter in (self.pos_embed, self.cls_token, self.register_tokens):
             nn.init.trunc_normal_(parameter, std=0.02)
 

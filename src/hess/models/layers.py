@@ -1,11 +1,17 @@
 """Layers that every backbone shares: attention with rotary positions, MLP, LayerScale, block.
 
-Module and parameter names equal those of the public VGGT, pi3 and DINOv2 checkpoints.
+Module and parameter names equal those of the public VGGT, pi3 and DINOv2 checkpoints. Precision
+follows the weights: matrix products run in the type of their weight, norms and the residual stream
+in theirs. With half-precision weights in the linear layers only, that is the arithmetic of the
+public models under autocast.
 """
+
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from hess.attention.dense import dense_attention
 from hess.attention.layout import TokenLayout
@@ -51,6 +57,20 @@ def apply_rope(x: Tensor, rope: Rope) -> Tensor:
     return x * cos + torch.cat([b, a, d, c], dim=-1) * sin
 
 
+class Linear(nn.Linear):
+    """A linear layer that computes in the precision of its weight, whatever it is fed."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x.to(self.weight.dtype), self.weight, self.bias)
+
+
+class LayerNorm(nn.LayerNorm):
+    """A layer norm that computes in the precision of its weight, whatever it is fed."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.to(self.weight.dtype))
+
+
 class Attention(nn.Module):
     """Multi-head self-attention with optional QK-norm and rotary positions (Eq. 1).
 
@@ -62,10 +82,10 @@ class Attention(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.head_dim = dim // num_heads
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.q_norm: nn.Module = nn.LayerNorm(self.head_dim) if qk_norm else nn.Identity()
-        self.k_norm: nn.Module = nn.LayerNorm(self.head_dim) if qk_norm else nn.Identity()
-        self.proj = nn.Linear(dim, dim)
+        self.qkv = Linear(dim, 3 * dim)
+        self.q_norm: nn.Module = LayerNorm(self.head_dim) if qk_norm else nn.Identity()
+        self.k_norm: nn.Module = LayerNorm(self.head_dim) if qk_norm else nn.Identity()
+        self.proj = Linear(dim, dim)
 
     def project(self, x: Tensor, rope: Rope | None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values after norm and rotation, each [B, heads, S, head_dim]."""
@@ -104,15 +124,18 @@ class Mlp(nn.Module):
 
     def __init__(self, dim: int, hidden: int, out: int | None = None) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden)
-        self.fc2 = nn.Linear(hidden, out or dim)
+        self.fc1 = Linear(dim, hidden)
+        self.fc2 = Linear(hidden, out or dim)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(F.gelu(self.fc1(x)))
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block: x + ls1(attn(norm1 x)), x + ls2(mlp(norm2 x))."""
+    """Pre-norm transformer block: x + ls1(attn(norm1 x)), x + ls2(mlp(norm2 x)).
+
+    ``layer_scale`` is the initial LayerScale; None leaves both out.
+    """
 
     def __init__(
         self,
@@ -120,20 +143,58 @@ class Block(nn.Module):
         num_heads: int,
         *,
         qk_norm: bool = False,
-        layer_scale: float = 0.01,
+        layer_scale: float | None = 0.01,
         eps: float = 1e-5,
         mlp_ratio: float = 4.0,
     ) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=eps)
+
+        def scale() -> nn.Module:
+            return nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
+
+        self.norm1 = LayerNorm(dim, eps=eps)
         self.attn = Attention(dim, num_heads, qk_norm=qk_norm)
-        self.ls1 = LayerScale(dim, layer_scale)
-        self.norm2 = nn.LayerNorm(dim, eps=eps)
+        self.ls1 = scale()
+        self.norm2 = LayerNorm(dim, eps=eps)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
-        self.ls2 = LayerScale(dim, layer_scale)
+        self.ls2 = scale()
 
     def forward(
         self, x: Tensor, rope: Rope | None = None, layout: TokenLayout | None = None
     ) -> Tensor:
         x = x + self.ls1(self.attn(self.norm1(x), rope, layout))
         return x + self.ls2(self.mlp(self.norm2(x)))
+
+
+def run_block(
+    block: Block,
+    x: Tensor,
+    rope: Rope | None,
+    layout: TokenLayout | None = None,
+    *,
+    recompute: bool,
+) -> Tensor:
+    """``block(x, rope, layout)``; with ``recompute`` its activations are made anew in backward.
+
+    Of a block that is recomputed only the input is held, which is what lets calibration of a
+    model with 48 blocks fit; without gradients there is no difference.
+    """
+    if recompute and torch.is_grad_enabled():
+        return checkpoint(block, x, rope, layout, use_reentrant=False)
+    return block(x, rope, layout)
+
+
+def use_precision(model: nn.Module, parts: Iterable[nn.Module], dtype: torch.dtype) -> None:
+    """Set the precision of ``model`` in place.
+
+    A half precision goes to the linear layers (and patch projections) of ``parts`` only and
+    leaves all else in float32, as autocast does; float32 and float64 go to the whole model.
+    """
+    if dtype not in (torch.float16, torch.bfloat16):
+        model.to(dtype)
+        return
+    model.to(torch.float32)
+    for part in parts:
+        for module in part.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                module.to(dtype)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hess.errors import BackendUnavailableError, CheckpointError, ConfigError
 from hess.files import write_atomically
+from hess.models.layers import use_precision
 from hess.models.vggt import VGGT, VGGTConfig
 
 BUNDLED = ("nano",)
@@ -51,7 +52,8 @@ def load_model(
         )
     with _weight_file(name_or_path) as path:
         model = _load(path)
-    return model.to(device, precision)
+    use_precision(model, model.backbone_parts(), precision)
+    return model.to(device)
 
 
 def save_model(model: VGGT, path: Path, training: dict[str, Any]) -> None:

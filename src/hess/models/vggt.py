@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 from torch import Tensor, nn
 
 from hess.errors import ConfigError, LayoutError
+from hess.geometry.image_fit import square_crop
 from hess.geometry.poses import invert_pose
 from hess.models.aggregator import Aggregator
 from hess.models.base import GlobalAttentionSite, Model, Predictions
@@ -97,7 +98,7 @@ class VGGT(Model):
     """Visual Geometry Grounded Transformer (Wang et al. 2025).
 
     State-dict keys and shapes equal the public checkpoint's, without its tracking head.
-    Confidences are greater than 1 (1 + e^x); only their order carries meaning.
+    Confidences are greater than 1 (1 + e^x).
     """
 
     camera_weight: ClassVar[float] = 0.5
@@ -106,7 +107,8 @@ class VGGT(Model):
         super().__init__()
         self.config = config
         self.model_name = model_name
-        self.image_size = config.image_size
+        self.image_rule = square_crop(config.image_size)
+        self.cloud_from = "point_head"
         self.patch_size = config.patch_size
         self.num_special = 1 + config.num_registers
         self.num_heads = config.num_heads
@@ -135,6 +137,12 @@ class VGGT(Model):
             GlobalAttentionSite(layer_idx=i, parent=block, attribute="attn")
             for i, block in enumerate(self.aggregator.global_blocks)
         ]
+
+    def certainty(self, confidence: Tensor) -> Tensor:
+        return 1 - 1 / confidence  # the sigmoid of the raw output, since confidence is 1 + e^raw
+
+    def backbone_parts(self) -> list[nn.Module]:
+        return [self.aggregator]
 
     def tokens(self, images: Tensor) -> dict[int, Tensor]:
         """Aggregated tokens of the block pairs that the heads read: [B, N, tokens, 2*dim] each.
