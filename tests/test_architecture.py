@@ -12,7 +12,7 @@ LAYERS = [
     {"errors", "files"},
     {"attention", "geometry", "allocation"},
     {"sensitivity", "policies", "models", "datasets", "export"},
-    {"calibration", "sparsification", "reconstruction", "evaluation", "training"},
+    {"calibration", "sparsification", "reconstruction", "evaluation", "training", "footprint"},
     {"viz"},
     {"cli"},
 ]

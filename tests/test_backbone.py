@@ -8,10 +8,15 @@ import torch
 from safetensors import safe_open
 
 from hess.errors import ConfigError, LayoutError
+from hess.geometry.image_fit import square_crop, vggt_crop
 from hess.geometry.poses import invert_pose
+from hess.models import layers
 from hess.models.camera_head import decode_cameras, encode_cameras
 from hess.models.dinov2 import DinoVisionTransformer
-from hess.models.vggt import VGGT, VGGTConfig
+from hess.models.layers import use_precision
+from hess.models.vggt import VGGT, VGGT_1B, VGGTConfig
+from hess.policies import Uniform
+from hess.sparsification import sparsify
 
 IMAGENET_MEAN = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
 IMAGENET_STD = torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
@@ -65,16 +70,29 @@ def assert_equal_to_golden(actual, expected):
     assert (actual - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
+@pytest.fixture
+def small_chunks(monkeypatch):
+    """Chunks that cut the 6 views and the 51 tokens of a scene, 17 of them per view, unevenly."""
+    monkeypatch.setattr(layers, "VIEWS_PER_CHUNK", 4)
+    monkeypatch.setattr(layers, "TOKENS_PER_CHUNK", 40)
+
+
+@pytest.fixture(params=["whole", "chunked"])
+def chunks(request):
+    if request.param == "chunked":
+        request.getfixturevalue("small_chunks")
+
+
 @pytest.fixture(scope="module")
 def tokens(tiny):
-    return {i: tiny[f"aggregator.out.{i}"] for i in range(4)}
+    return {i: tiny[f"aggregator.out.{i}"].chunk(2, dim=-1) for i in range(4)}
 
 
-def test_aggregator(tiny, model):
+def test_aggregator(tiny, model, chunks):
     with torch.inference_mode():
         out = model.aggregator(tiny["images"], range(4))
     for i in range(4):
-        assert_equal_to_golden(out[i], tiny[f"aggregator.out.{i}"])
+        assert_equal_to_golden(torch.cat(out[i], dim=-1), tiny[f"aggregator.out.{i}"])
 
 
 def test_aggregator_keeps_only_the_layers_that_are_asked_for(tiny, model):
@@ -91,7 +109,7 @@ def test_camera_head_at_every_iteration(tiny, model, tokens):
 
 
 @pytest.mark.parametrize("head", ["point_head", "depth_head"])
-def test_dense_heads(tiny, model, tokens, head):
+def test_dense_heads(tiny, model, tokens, head, chunks):
     with torch.inference_mode():
         value, confidence = model.get_submodule(head)(tokens, 5, 56, 42)
     assert_equal_to_golden(value, tiny[f"{head}.out.value"])
@@ -135,7 +153,7 @@ def test_cameras_decode_as_the_reference(tiny):
     assert intrinsics.isfinite().all()
 
 
-def test_forward_joins_the_parts(tiny, model):
+def test_forward_joins_the_parts(tiny, model, chunks):
     with torch.inference_mode():
         out = model(tiny["images"])
     extrinsics = torch.eye(4).expand(2, 3, 4, 4).clone()
@@ -145,20 +163,153 @@ def test_forward_joins_the_parts(tiny, model):
     assert_equal_to_golden(out.depth, tiny["depth_head.out.value"][..., 0])
 
 
-def test_half_precision_stays_close(tiny, model):
-    half = copy.deepcopy(model).to(torch.bfloat16)
+@pytest.fixture(scope="module", params=[("vit", "dpt"), ("conv", "linear")], ids=str)
+def full(request):
+    """Random weights in all parts of a model, encoder included."""
+    torch.manual_seed(0)
+    patch_embed, dense_head = request.param
+    return VGGT(
+        VGGTConfig(
+            image_size=56,
+            dim=32,
+            depth=4,
+            num_heads=2,
+            layer_scale=1.0,
+            patch_embed=patch_embed,
+            vit_depth=2,
+            camera_trunk_depth=1,
+            camera_heads=4,
+            camera_iterations=2,
+            dense_head=dense_head,
+            dense_layers=(0, 1, 2, 3),
+            dpt_features=16,
+            dpt_out_channels=(8, 8, 16, 16),
+            block_size_q=6,
+            block_size_kv=6,
+        )
+    ).eval()
+
+
+def assert_same_predictions(actual, expected, tolerance=1e-5):
+    for name, value in vars(expected).items():
+        error = (getattr(actual, name) - value).abs().max()
+        assert error <= tolerance * value.abs().max(), name
+
+
+def test_chunks_change_nothing(tiny, full, small_chunks, monkeypatch):
     with torch.inference_mode():
-        out, exact = half(tiny["images"]), model(tiny["images"])
-    assert out.world_points.isfinite().all()
-    difference = (out.world_from_cam.float() - exact.world_from_cam).abs().max()
-    assert difference < 0.05 * exact.world_from_cam.abs().max()
+        chunked = full(tiny["images"])
+        with sparsify(full, Uniform(sparse_ratio=0.5)):
+            sparse_chunked = full(tiny["images"])
+        monkeypatch.undo()
+        assert_same_predictions(chunked, full(tiny["images"]))
+        with sparsify(full, Uniform(sparse_ratio=0.5)):
+            assert_same_predictions(sparse_chunked, full(tiny["images"]))
+
+
+def test_no_layer_sees_more_than_a_chunk(tiny, full, small_chunks):
+    seen = {}
+
+    def note(name):
+        return lambda _, args: seen.setdefault(name, []).append(args[0].shape[:-1])
+
+    block = full.aggregator.global_blocks[0]
+    frame = full.aggregator.frame_blocks[0]
+    watched = {
+        "encoder": full.aggregator.patch_embed,
+        "frame": frame,
+        "norm": block.norm1,
+        "qkv": block.attn.qkv,
+        "mlp": block.mlp.fc1,
+        "head": full.point_head.norm,
+    }
+    hooks = [m.register_forward_pre_hook(note(name)) for name, m in watched.items()]
+    with torch.inference_mode():
+        full(tiny["images"])
+    for hook in hooks:
+        hook.remove()
+    assert [shape[0] for shape in seen["encoder"]] == [4, 2]
+    assert seen["frame"] == [(2, 17)] * 3
+    # Two scenes of 51 tokens take turns.
+    assert seen["norm"] == seen["qkv"] == seen["mlp"] == [(1, 40), (1, 11)] * 2
+    assert {shape[0] for shape in seen["head"]} == {4, 2}
+
+
+def run_with_gradients(model, images, recompute):
+    """Predictions, gradients of all weights, and the bytes held for the backward pass."""
+    held = {}
+
+    def pack(x):
+        held[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    model.recompute = recompute
+    model.zero_grad()
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        out = model(images)
+    sum(value.square().mean() for value in vars(out).values()).backward()
+    model.recompute = False
+    weights = dict(model.named_parameters())
+    gradients = {name: w.grad.clone() for name, w in weights.items() if w.grad is not None}
+    return out, gradients, sum(held.values())
+
+
+def test_recomputed_activations_give_the_same_gradients_and_are_not_held(tiny, full, small_chunks):
+    out, gradients, held = run_with_gradients(full, tiny["images"], recompute=False)
+    again, recomputed, less = run_with_gradients(full, tiny["images"], recompute=True)
+    assert_same_predictions(again, out)
+    assert recomputed.keys() == gradients.keys() >= {"aggregator.camera_token"}
+    for name, gradient in gradients.items():
+        largest = max(gradient.abs().max(), 1e-6)
+        assert (recomputed[name] - gradient).abs().max() <= 1e-4 * largest, name
+    assert less < 0.5 * held
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_the_arithmetic_of_autocast(tiny, full, dtype):
+    """Bit for bit: both round the same operands of the same products, and nothing else.
+
+    As in the public model, the heads are outside of autocast.
+    """
+    half = copy.deepcopy(full)
+    use_precision(half, half.backbone_parts(), dtype)
+    with torch.no_grad():
+        tokens = half.tokens(tiny["images"])
+        with torch.autocast("cpu", dtype):
+            expected = full.tokens(tiny["images"])
+        for i, pair in expected.items():
+            for actual, value in zip(tokens[i], pair, strict=True):
+                assert actual.dtype == torch.float32
+                assert torch.equal(actual, value)
+        exact = full.tokens(tiny["images"])[3][1]
+        assert 0 < (tokens[3][1] - exact).abs().max() < 0.05 * exact.abs().max()
+        depth, _ = full.depth_head(expected, full.num_special, 56, 42)
+        assert torch.equal(half(tiny["images"]).depth, depth.squeeze(-1))
+
+
+def test_weights_assigned_to_a_model_without_memory(tiny, full):
+    with torch.device("meta"):
+        empty = VGGT(full.config)
+    empty.load_state_dict(full.state_dict(), assign=True)
+    assert not [name for name, _ in full.named_buffers()]
+    with torch.inference_mode():
+        assert_same_predictions(empty.eval()(tiny["images"]), full(tiny["images"]), tolerance=0)
+
+
+def test_public_model_shows_photos_in_full_width():
+    with torch.device("meta"):
+        public, square = VGGT(VGGT_1B), VGGT(VGGTConfig())
+    photos = [(640, 480), (480, 640)]
+    assert public.image_rule(photos) == vggt_crop(518, 14)(photos)
+    assert square.image_rule(photos) == square_crop(518)(photos)
+    assert (public.cloud_from, square.cloud_from) == ("depth", "point_head")
 
 
 def test_full_size_keys_and_shapes_equal_the_public_checkpoint(golden):
     facts = json.loads((golden / "vggt_1b_state_dict.json").read_text())
     expected = {k: v for k, v in facts.items() if not k.startswith("track_head.")}
     with torch.device("meta"):
-        model = VGGT(VGGTConfig())
+        model = VGGT(VGGT_1B)
     assert {k: list(v.shape) for k, v in model.state_dict().items()} == expected
 
 
@@ -177,6 +328,8 @@ def test_images_that_do_not_fit_the_patches_are_refused(model):
         {"num_heads": 0},
         {"patch_embed": "covn"},
         {"dense_head": "lin"},
+        {"image_rule": "pad"},
+        {"cloud_from": "points"},
         {"camera_heads": 7},
     ],
 )

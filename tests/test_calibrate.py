@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from hess.calibration import CalibrationConfig, calibrate
+from hess.datasets.procedural import Procedural
 from hess.datasets.scene import Scene
 from hess.errors import AlreadySparsifiedError, ConfigError, DatasetError, ProfileError
 from hess.geometry.poses import camera_centers, pose_from, quaternion_to_matrix
@@ -197,6 +198,20 @@ def test_two_runs_give_the_same_bytes(tmp_path):
     assert calibrate(TinyModel(), Scenes()).to_bytes() == first
     checkpointed = calibrate(TinyModel(), Scenes(), checkpoint=tmp_path / "part.hess")
     assert checkpointed.to_bytes() == first == (tmp_path / "part.hess").read_bytes()
+
+
+def test_holding_the_activations_changes_nothing_but_time(tmp_path):
+    scenes = Procedural(2, 4, "calibration")
+    model, path = load_model("nano"), tmp_path / "part.hess"
+    whole = calibrate(model, scenes).to_bytes()
+
+    def cable_pulled(done: int, *_: object) -> None:
+        raise ConnectionError("disk gone")
+
+    with pytest.raises(ConnectionError):
+        calibrate(model, scenes, checkpoint=path, progress=cable_pulled)
+    assert len(HessProfile.load(path).scenes) == 1
+    assert calibrate(model, scenes, checkpoint=path, recompute=False).to_bytes() == whole
 
 
 def test_an_interrupted_run_continues_where_it_stopped(tmp_path):

@@ -14,9 +14,12 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
+import av
 import numpy as np
+import pycolmap
 import pytest
 import torch
+import trimesh
 from PIL import Image
 from plyfile import PlyData
 
@@ -220,22 +223,29 @@ def test_a_refused_evaluation_leaves_nothing_in_the_way(
 
 
 def check_reconstruction(folder: Path, names: list[str]) -> None:
-    """All four files, loaded with libraries that did not write them."""
-    assert sorted(tree(folder)) == [
-        "cameras.json",
-        "points.ply",
+    """Every file, loaded with libraries that did not write them."""
+    assert sorted(path.name for path in folder.iterdir() if path.name != "frames") == [
+        "colmap",
         "preview.png",
-        "reconstruction.npz",
+        "scene.glb",
+        "scene.npz",
+        "scene.ply",
+        "transforms.json",
     ]
-    vertices = PlyData.read(folder / "points.ply")["vertex"]
+    vertices = PlyData.read(folder / "scene.ply")["vertex"]
     assert len(vertices) == len(names) * 48 * 48 - int(0.2 * len(names) * 48 * 48)
     assert {"x", "y", "z", "red", "green", "blue"} <= {p.name for p in vertices.properties}
-    with np.load(folder / "reconstruction.npz") as arrays:
+    with np.load(folder / "scene.npz") as arrays:
         assert arrays["world_points"].shape == (len(names), 48, 48, 3)
         poses = arrays["world_from_cam"]
-    cameras = json.loads((folder / "cameras.json").read_text())
-    assert [camera["image"] for camera in cameras] == names
-    np.testing.assert_allclose([camera["world_from_cam"] for camera in cameras], poses)
+    frames = json.loads((folder / "transforms.json").read_text())["frames"]
+    assert [Path(frame["file_path"]).name for frame in frames] == names
+    assert all((folder / frame["file_path"]).is_file() for frame in frames)
+    opencv = np.array([frame["transform_matrix"] for frame in frames]) * [1, -1, -1, 1]
+    np.testing.assert_allclose(opencv, poses, atol=1e-6)
+    model = pycolmap.Reconstruction(folder / "colmap")
+    assert sorted(image.name for image in model.images.values()) == sorted(names)
+    assert len(trimesh.load(folder / "scene.glb").geometry) > 1
     with Image.open(folder / "preview.png") as image:
         image.load()
         assert image.format == "PNG"
@@ -245,12 +255,48 @@ def test_reconstruct_photos(hess: Callable[..., Done], tmp_path: Path, photos: P
     done = hess("reconstruct", photos, "-o", tmp_path / "out")
     assert done.code == 0, done.err
     assert done.out == ""
-    assert "views: 3, block sparsity 0.00" in done.err
+    assert "views: 3 at 48x48 pixels, block sparsity 0.00" in done.err
+    assert re.search(r"load model [0-9.]+ s, .*peak memory [0-9.]+ GiB", done.err)
     check_reconstruction(tmp_path / "out", ["view0.jpg", "view1.jpg", "view2.jpg"])
     # A pattern, into the same folder again.
     done = hess("reconstruct", photos / "view[01].jpg", "-o", tmp_path / "out", "--json")
     assert json.loads(done.out)["num_views"] == 2
     check_reconstruction(tmp_path / "out", ["view0.jpg", "view1.jpg"])
+
+
+def test_reconstruct_a_video(hess: Callable[..., Done], tmp_path: Path) -> None:
+    video = tmp_path / "clip.mp4"
+    with av.open(video, "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for shade in range(0, 240, 20):
+            picture = np.full((48, 64, 3), shade, dtype=np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    out = tmp_path / "out"
+    assert hess("reconstruct", video, "-o", out, "--every", "4").code == 0
+    names = sorted(path.name for path in (out / "frames").glob("*.jpg"))
+    assert len(names) == 3
+    check_reconstruction(out, names)
+    few = hess("reconstruct", video, "-o", tmp_path / "few", "--max-views", "2", "--json")
+    assert json.loads(few.out)["num_views"] == 2
+
+
+def test_reconstruct_writes_what_was_asked_for(
+    hess: Callable[..., Done], tmp_path: Path, photos: Path
+) -> None:
+    out = tmp_path / "out"
+    done = hess(
+        "reconstruct", photos, "-o", out, "--formats", "npz", "--fit", "pad", "--max-views", "2",
+        "--points", "depth", "--json",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["files"] == ["scene.npz"]
+    assert [path.name for path in out.iterdir()] == ["scene.npz"]
+    with np.load(out / "scene.npz") as arrays:
+        metadata = json.loads(str(arrays["metadata"]))
+        assert (arrays["images"][:, :, 0] == 1).all()  # the white above a landscape photo
+    assert metadata["view_names"] == ["view0.jpg", "view2.jpg"]
 
 
 @pytest.mark.slow
@@ -267,7 +313,8 @@ def test_reconstruct_the_bundled_capture_sparsely(
     assert 0.3 < result["block_sparsity"] < 1
     assert {"auc_30", "ate_rmse", "chamfer_mean", "point_error"} <= result["errors"].keys()
     capture = files("hess") / "assets" / "hololens_office" / "images"
-    names = [camera["image"] for camera in json.loads((tmp_path / "out/cameras.json").read_text())]
+    frames = json.loads((tmp_path / "out" / "transforms.json").read_text())["frames"]
+    names = [Path(frame["file_path"]).name for frame in frames]
     assert {*names} <= {path.name for path in capture.iterdir()}
     check_reconstruction(tmp_path / "out", names)
 
@@ -288,7 +335,7 @@ def test_a_broken_photo_is_skipped_and_named(
     strict = hess("reconstruct", photos, "-o", tmp_path / "strict", "--strict")
     assert strict.code == 1
     assert str(broken) in strict.err
-    assert not (tmp_path / "strict" / "points.ply").exists()
+    assert not list((tmp_path / "strict").iterdir())
 
 
 @pytest.mark.slow
@@ -370,7 +417,11 @@ BAD_USE = [
      "sparse_ratio"),
     (["reconstruct", "{photos}", "-o", "{tmp}/out", "--max-views", "0"], "at least 1"),
     (["reconstruct", "{photos}", "-o", "{tmp}/file"], "is a file"),
-    (["reconstruct", "{photos}", "{photos}", "-o", "{tmp}/out"], "Unrecognized"),
+    (["reconstruct", "-o", "{tmp}/out"], "found nothing"),
+    (["reconstruct", "{photos}", "-o", "{tmp}/out", "--fps", "2"], "of a video"),
+    (["reconstruct", "{photos}", "-o", "{tmp}/out", "--formats", "fbx"], "fbx"),
+    (["reconstruct", "{photos}", "-o", "{tmp}/out", "--drop-lowest", "1"], "drop_lowest"),
+    (["reconstruct", "{photos}", "-o", "{tmp}/out", "--voxel-size", "0"], "voxel_size"),
     (["demo", "-o", "{tmp}/file"], "is a file"),
     (["train-nano", "-o", "{tmp}/run", "--threads", "0"], "--threads"),
     (["train-nano", "-o", "{tmp}/run", "--steps", "0"], "steps"),
@@ -379,13 +430,16 @@ BAD_USE = [
     ([], "demo"),
 ]  # fmt: skip
 BAD_INPUT = [
+    (["reconstruct", "{tmp}/file.mp4", "-o", "{tmp}/out"], "file.mp4"),
+    (["reconstruct", "{photos}/view0.jpg", "{tmp}/file.mp4", "-o", "{tmp}/out"], "file.mp4"),
     (["reconstruct", "{tmp}/empty", "-o", "{tmp}/out"], "found no files"),
     (["reconstruct", "{tmp}/none", "-o", "{tmp}/out"], "no such folder"),
     (["reconstruct", "{photos}", "-o", "{tmp}/out", "--model", "{tmp}/none"], "no model named"),
-    (["reconstruct", "{photos}", "-o", "{tmp}/out", "--model", "{tmp}/file"], "not a readable"),
+    (["reconstruct", "{photos}", "-o", "{tmp}/out", "--model", "{tmp}/file"], "not a weight file"),
     (["reconstruct", "{photos}", "-o", "{tmp}/out", "--model", "{tmp}/cut.safetensors"],
      "not a readable"),
-    (["reconstruct", "{photos}", "-o", "{tmp}/out", "--model", "{tmp}/nano.hess"], "hess-vggt"),
+    (["reconstruct", "{photos}", "-o", "{tmp}/out", "--model", "{tmp}/nano.hess"],
+     "not a weight file"),
     (["reconstruct", "{photos}", "-o", "{tmp}/file/out"], "file"),
     (["inspect", "{tmp}/none.hess"], "hess calibrate"),
     (["inspect", "{tmp}/file"], "no profile"),
@@ -413,6 +467,7 @@ def test_failures_say_why_and_leave_nothing_behind(
 ) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("just text, for once")
+    (tmp_path / "file.mp4").write_text("just text, for once")
     assets = files("hess") / "assets"
     (tmp_path / "nano.hess").write_bytes((assets / "nano.hess").read_bytes())
     weights = (assets / "nano.safetensors").read_bytes()

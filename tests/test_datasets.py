@@ -8,10 +8,15 @@ plane's there.
 import gzip
 import json
 import logging
+import struct
+import sys
+import zlib
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import pillow_heif
 import pytest
 import torch
 from hypothesis import given
@@ -21,10 +26,23 @@ from PIL import Image
 from hess.datasets import Dataset, Scene, bundled_capture, load_photos, open_dataset
 from hess.datasets.co3d import opencv_camera, read_co3d
 from hess.datasets.frames import rigid_pose, split_views
-from hess.datasets.photos import find_images, load_images, read_image
+from hess.datasets.photos import (
+    find_images,
+    load_images,
+    read_image,
+    read_size,
+    spread_evenly,
+)
 from hess.datasets.rgbd import read_depth_mm, register_depth
 from hess.errors import ConfigError, DatasetError, LayoutError
-from hess.geometry.image_fit import FitRule, ImageFit, square_crop
+from hess.geometry.image_fit import (
+    FitRule,
+    ImageFit,
+    pixel_budget,
+    square_crop,
+    vggt_crop,
+    vggt_pad,
+)
 
 ORIGINAL_SIZE = FitRule(
     name="original", choose=lambda sizes: [ImageFit.identity(*size) for size in sizes]
@@ -213,10 +231,14 @@ def test_scenes_lie_on_the_plane(write, unit: str, num_views: int, tmp_path: Pat
     assert_on_plane(scene)
 
 
+@pytest.mark.parametrize(
+    "fit",
+    [square_crop(30), vggt_crop(42, 14), vggt_pad(42, 14), pixel_budget(1500, 14)],
+    ids=lambda fit: fit.name,
+)
 @pytest.mark.parametrize("write", [write_rgbd_folder, write_condition, write_co3d])
-def test_scenes_lie_on_the_plane_after_the_fit(write, tmp_path: Path) -> None:
-    scene = open_dataset(write(tmp_path), image_fit=square_crop(30))[0]
-    assert scene.images.shape[-2:] == (30, 30)
+def test_scenes_lie_on_the_plane_after_the_fit(write, fit: FitRule, tmp_path: Path) -> None:
+    scene = open_dataset(write(tmp_path), image_fit=fit)[0]
     # Depth is taken up to half an original pixel beside the sample: 0.5 / 50 x 2.3 x slope 0.5.
     assert_on_plane(scene, distance=0.015, colour=0.03)
 
@@ -316,7 +338,11 @@ def reprojection(scene: Scene, world_from_cam: np.ndarray) -> dict[str, float]:
     }
 
 
-@pytest.mark.parametrize("fit", [ORIGINAL_SIZE, square_crop(48)], ids=lambda fit: fit.name)
+@pytest.mark.parametrize(
+    "fit",
+    [ORIGINAL_SIZE, square_crop(48), vggt_crop(70, 14), vggt_pad(70, 14), pixel_budget(3600, 14)],
+    ids=lambda fit: fit.name,
+)
 def test_bundled_capture_agrees_with_itself(fit: FitRule) -> None:
     scene = open_dataset("bundled", image_fit=fit)[0]
     assert (scene.num_views, scene.unit) == (12, "m")
@@ -511,10 +537,10 @@ def test_procedural_scenes_by_name() -> None:
 
 
 def test_unknown_layout_lists_the_known(tmp_path: Path) -> None:
-    (tmp_path / "IMG_1.HEIC").write_bytes(b"")
+    (tmp_path / "IMG_1.TIFF").write_bytes(b"")
     with pytest.raises(DatasetError) as caught:
         open_dataset(tmp_path, image_fit=ORIGINAL_SIZE)
-    for text in ("1 x .heic", "poses.txt", "frame_annotations.jgz", "condition.npz", "procedural"):
+    for text in ("1 x .tiff", "poses.txt", "frame_annotations.jgz", "condition.npz", "procedural"):
         assert text in str(caught.value)
     with pytest.raises(DatasetError, match="no such folder"):
         open_dataset(tmp_path / "nowhere", image_fit=ORIGINAL_SIZE)
@@ -562,16 +588,27 @@ def test_only_colour_images_of_a_seven_scenes_folder(tmp_path: Path) -> None:
     assert [path.name for path in find_images(tmp_path)] == ["frame-000000.color.png"]
 
 
-def test_exif_orientation_is_applied(tmp_path: Path) -> None:
-    upright = Image.new("RGB", (16, 8), "black")
-    upright.paste("white", (0, 0, 8, 8))  # left half
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.avif", "a.heic", "late.png"])
+def test_exif_orientation_is_applied(name: str, tmp_path: Path) -> None:
+    stored = Image.new("RGB", (128, 64), "black")
+    stored.paste("white", (0, 0, 64, 64))  # left half
     exif = Image.Exif()
     exif[0x0112] = 6  # shown turned by 90 degrees clockwise: left becomes top
-    upright.save(tmp_path / "a.jpg", exif=exif, quality=95)
-    pixels = np.asarray(read_image(tmp_path / "a.jpg"))
-    assert pixels.shape == (16, 8, 3)
-    assert pixels[:7].min() > 240
-    assert pixels[9:].max() < 15
+    path = tmp_path / name
+    if name == "a.heic":
+        save_heic(path, stored, exif=exif.tobytes())
+    elif name == "late.png":  # EXIF behind the pixels, which a header does not show
+        late = (b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0"))
+        path.write_bytes(png(np.asarray(stored), depth=8, behind=late))
+    else:
+        stored.save(path, exif=exif)
+    assert read_size(path) == ((128, 64) if name == "late.png" else (64, 128))
+    pixels = np.asarray(read_image(path))
+    assert pixels.shape == (128, 64, 3)
+    assert pixels[:56].min() > 230
+    assert pixels[72:].max() < 25
+    (fit,) = load_images([path], image_fit=vggt_pad(28, 14)).fits
+    assert (fit.original_width, fit.original_height) == (64, 128)
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
@@ -590,6 +627,150 @@ def test_grey_images_of_8_and_16_bits(tmp_path: Path) -> None:
     for name in ("8.png", "16.png"):
         pixels = np.asarray(read_image(tmp_path / name))
         assert pixels.tolist() == [[[0] * 3, [128] * 3, [255] * 3]]
+
+
+def test_colour_of_16_bits_and_for_print(tmp_path: Path) -> None:
+    colours = np.array([[[0, 128 * 257, 65535], [65535, 0, 0]]], dtype=">u2")
+    (tmp_path / "a.png").write_bytes(png(colours, depth=16))
+    assert np.asarray(read_image(tmp_path / "a.png")).tolist() == [[[0, 128, 255], [255, 0, 0]]]
+    Image.new("CMYK", (16, 16), (0, 255, 255, 0)).save(tmp_path / "b.jpg", quality=95)
+    red = np.asarray(read_image(tmp_path / "b.jpg")).reshape(-1, 3)
+    assert red[:, 0].min() > 230
+    assert red[:, 1:].max() < 25
+
+
+def png(pixels: np.ndarray, *, depth: int, behind: tuple[bytes, bytes] | None = None) -> bytes:
+    """An RGB file of 8 or 16 bits, with a further chunk behind its pixels if wished."""
+    height, width, _ = pixels.shape
+    rows = b"".join(b"\0" + row.tobytes() for row in pixels)
+    chunks = [
+        (b"IHDR", struct.pack(">2I5B", width, height, depth, 2, 0, 0, 0)),
+        (b"IDAT", zlib.compress(rows)),
+        *([behind] if behind else []),
+        (b"IEND", b""),
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in chunks
+    )
+
+
+def save_heic(path: Path, image: Image.Image, **options: object) -> Path:
+    pillow_heif.from_pillow(image).save(path, quality=95, format="HEIF", **options)
+    return path
+
+
+def test_heic_by_content_or_a_word_on_what_to_install(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_heic(tmp_path / "1.heic", Image.new("RGB", (64, 64), (200, 100, 50)))
+    (tmp_path / "2.jpg").write_bytes((tmp_path / "1.heic").read_bytes())  # as phones send them
+    jpeg = save_photo(tmp_path / "3.jpg", size=(64, 64))
+    loaded = load_images(find_images(tmp_path), image_fit=square_crop(8))
+    assert loaded.names == ("1.heic", "2.jpg", "3.jpg")
+    expected = torch.tensor([200, 100, 50])[:, None, None] / 255
+    assert (loaded.images[:2] - expected).abs().max() < 0.03
+    assert ".heic" not in Image.registered_extensions()  # nothing global was changed
+
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)  # as if it were not installed
+    with caplog.at_level(logging.WARNING):
+        loaded = load_images(find_images(tmp_path), image_fit=square_crop(8))
+    assert loaded.paths == (jpeg,)
+    assert caplog.text.count("pip install 'hess-vggt[heic]'") == 2
+    with pytest.raises(DatasetError, match=r"1\.heic: .*pip install 'hess-vggt\[heic\]'"):
+        load_photos(tmp_path, image_fit=square_crop(8), strict=True)
+    with pytest.raises(DatasetError, match=r"none of the 1 photos.*pip install"):
+        load_photos(tmp_path / "1.heic", image_fit=square_crop(8))
+
+
+def test_damaged_heic_is_skipped(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    whole = save_heic(tmp_path / "a.heic", Image.fromarray(noise)).read_bytes()
+    for length in (40, len(whole) // 4, len(whole) // 2):
+        (tmp_path / "a.heic").write_bytes(whole[:length])
+        with pytest.raises(DatasetError, match=r"a\.heic"):
+            read_image(tmp_path / "a.heic")
+
+
+def test_avif(tmp_path: Path) -> None:
+    Image.new("RGB", (64, 32), (200, 100, 50)).save(tmp_path / "a.avif")
+    scene = load_photos(tmp_path, image_fit=square_crop(8))
+    expected = torch.tensor([200, 100, 50])[:, None, None] / 255
+    assert (scene.images - expected).abs().max() < 0.03
+
+
+def test_a_video_is_no_photo(tmp_path: Path) -> None:
+    photo = save_photo(tmp_path / "a.jpg")
+    video = tmp_path / "walk.MP4"
+    video.write_bytes(b"")
+    for source in (video, [photo, video], str(tmp_path / "*")):
+        with pytest.raises(DatasetError, match=r"walk\.MP4.*extract_frames.*hess reconstruct"):
+            find_images(source)
+    assert find_images(tmp_path) == [photo]  # phones put short videos beside photos
+
+
+def cut_in_half(path: Path) -> Path:
+    """Its header stays whole, so that the damage shows only when it is decoded."""
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    return path
+
+
+def save_noise(path: Path, size: tuple[int, int]) -> Path:
+    pixels = np.random.default_rng(size).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    "fit", [vggt_crop(28, 14), pixel_budget(2000, 14)], ids=lambda fit: fit.name
+)
+def test_a_broken_photo_has_no_influence_on_the_others(fit: FitRule, tmp_path: Path) -> None:
+    broken = cut_in_half(save_noise(tmp_path / "1.jpg", (50, 100)))
+    assert read_size(broken) == (50, 100)
+    good = [save_noise(tmp_path / f"{name}.png", (100, 50 + name)) for name in (2, 3)]
+    # Alone they have another size than with the tall photo.
+    alone = load_images(good, image_fit=fit)
+    assert fit([(50, 100), (100, 52)])[1] != alone.fits[0]
+    steps: list[tuple[int, int, str]] = []
+    for paths in ([broken, *good], [*good, broken]):
+        loaded = load_images(paths, image_fit=fit, progress=lambda *step: steps.append(step))
+        assert loaded.fits == alone.fits
+        assert torch.equal(loaded.images, alone.images)
+        assert steps[-1][:2] == (2, 2)
+    with pytest.raises(DatasetError, match=r"1\.jpg"):
+        load_images([*good, broken], image_fit=fit, strict=True)
+
+
+def test_names_are_unique_paths_below_the_shared_folder(tmp_path: Path) -> None:
+    paths = [save_photo(tmp_path / name) for name in ("a/1.png", "b/c/1.png", "a/2.png")]
+    loaded = load_images(paths, image_fit=square_crop(8))
+    assert loaded.names == ("a/1.png", "b/c/1.png", "a/2.png")
+    scene = load_photos(str(tmp_path / "**" / "*.png"), image_fit=square_crop(8))
+    assert scene.view_names == ("a/1.png", "a/2.png", "b/c/1.png")
+    assert load_photos(paths[0], image_fit=square_crop(8)).view_names == ("1.png",)
+    with pytest.raises(DatasetError, match=r"1\.png: expected every photo once, found it 2"):
+        load_images([paths[0], tmp_path / "b" / ".." / "a" / "1.png"], image_fit=square_crop(8))
+
+
+@given(st.integers(1, 300), st.integers(1, 300))
+def test_views_are_spread_from_the_first_to_the_last(items: int, views: int) -> None:
+    chosen = spread_evenly(items, views)
+    assert len(chosen) == min(items, views)
+    assert chosen[0] == 0
+    assert chosen[-1] == (items - 1 if views > 1 else 0)
+    gaps = {b - a for a, b in pairwise(chosen)}
+    assert not gaps or (min(gaps) >= 1 and max(gaps) - min(gaps) <= 1)
+    assert spread_evenly(items, None) == list(range(items))
+
+
+def test_at_most_so_many_views(tmp_path: Path) -> None:
+    for name in range(1, 12):
+        save_photo(tmp_path / f"{name}.png")
+    (tmp_path / "11.png").write_bytes(b"no photo")
+    scene = load_photos(tmp_path, image_fit=square_crop(8), max_views=4)
+    assert scene.view_names == ("1.png", "4.png", "7.png", "10.png")
+    with pytest.raises(ConfigError, match="at least 1"):
+        load_photos(tmp_path, image_fit=square_crop(8), max_views=0)
 
 
 def test_unreadable_photos_are_named_and_skipped(
@@ -615,6 +796,10 @@ def test_unreadable_photos_are_named_and_skipped(
 def test_decompression_bombs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_photo(tmp_path / "bomb.png", size=(50, 50))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(DatasetError, match=r"bomb\.png: refused"):
+        load_photos(tmp_path, image_fit=square_crop(8))
+    # Pillow looks at the size of HEIC files only when their format is registered.
+    save_heic(tmp_path / "bomb.png", Image.new("RGB", (64, 64)))
     with pytest.raises(DatasetError, match=r"bomb\.png: refused"):
         load_photos(tmp_path, image_fit=square_crop(8))
 

@@ -16,11 +16,12 @@ from hess.geometry.poses import (
     camera_centers,
     invert_pose,
     matrix_to_quaternion,
+    nearest_rotation,
     pose_from,
     quaternion_to_matrix,
     rotation_angle_deg,
 )
-from hess.geometry.projection import project, unproject_depth
+from hess.geometry.projection import intrinsics_from_points, project, unproject_depth
 from hess.geometry.sim3 import Sim3, umeyama
 
 seeds = st.integers(0, 2**31)
@@ -90,6 +91,30 @@ def test_rotation_angle_is_precise_over_the_whole_range(degrees):
     assert single == pytest.approx(degrees, rel=1e-5, abs=1e-5)
 
 
+@given(seeds)
+@settings(max_examples=25, deadline=None)
+def test_nearest_rotation_beats_every_other_rotation(seed):
+    matrix = cloud(seed, 6).view(2, 3, 3)  # half of all such matrices are reflections
+    found = nearest_rotation(matrix)
+    torch.testing.assert_close(found @ found.mT, torch.eye(3).double().expand(2, 3, 3))
+    assert (torch.linalg.det(found) > 0).all()
+    others = random_rotations(seed, 200)
+    nearby = found[:, None] @ torch.from_numpy(
+        Rotation.from_rotvec(1e-2 * np.random.default_rng(seed).normal(size=(50, 3))).as_matrix()
+    )
+    best = (found - matrix).square().sum((-1, -2))[:, None]
+    assert (best <= (others - matrix[:, None]).square().sum((-1, -2)) + 1e-12).all()
+    assert (best <= (nearby - matrix[:, None]).square().sum((-1, -2)) + 1e-12).all()
+
+
+def test_nearest_rotation_has_the_right_gradient_where_that_of_the_svd_is_undefined():
+    matrix = cloud(4, 12).view(4, 3, 3)
+    matrix[0] = torch.eye(3)
+    matrix[1] = 2 * random_rotations(5, 1)[0]
+    matrix[2] = torch.diag(torch.tensor([1.0, 2.0, -0.5]))  # a reflection
+    assert torch.autograd.gradcheck(nearest_rotation, matrix.requires_grad_())
+
+
 def test_invert_pose_is_the_matrix_inverse():
     pose = pose_from(random_rotations(1, 6).view(2, 3, 3, 3), cloud(2, 6).view(2, 3, 3))
     torch.testing.assert_close(invert_pose(pose), torch.linalg.inv(pose))
@@ -126,6 +151,71 @@ def test_project_undoes_unproject(seed):
     expected = torch.stack((columns, rows), -1).reshape(-1, 2).double().expand(2, -1, -1)
     torch.testing.assert_close(pixels, expected)
     torch.testing.assert_close(found_depth, depth.flatten(1))
+
+
+def pinhole_points(seed: int, height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two cameras with centred principal points: intrinsics and the points of their pixels."""
+    rng = np.random.default_rng(seed)
+    intrinsics = torch.eye(3, dtype=torch.float64).repeat(2, 1, 1)
+    intrinsics[:, [0, 1], [0, 1]] = torch.from_numpy(rng.uniform(20, 60, (2, 2)))
+    intrinsics[:, :2, 2] = torch.tensor([width / 2, height / 2], dtype=torch.float64)
+    depth = torch.from_numpy(rng.uniform(0.5, 9, (2, height, width)))
+    return intrinsics, unproject_depth(depth, intrinsics, torch.eye(4, dtype=torch.float64))
+
+
+@given(seeds, st.integers(2, 9), st.integers(2, 9))
+@settings(max_examples=25, deadline=None)
+def test_intrinsics_of_pinhole_points_are_exact(seed, height, width):
+    expected, points = pinhole_points(seed, height, width)
+    weights = torch.from_numpy(np.random.default_rng(seed).uniform(0.1, 1, (2, height, width)))
+    torch.testing.assert_close(intrinsics_from_points(points, weights), expected)
+
+
+def test_focal_length_is_the_median_pixel_by_weight_and_distance_from_the_centre():
+    rng = np.random.default_rng(1)
+    _, points = pinhole_points(1, 6, 8)
+    points = points[0] * torch.from_numpy(1 + 0.2 * rng.normal(size=(6, 8, 3)))
+    weights = torch.from_numpy(rng.integers(1, 9, (6, 8))).double()
+    found = intrinsics_from_points(points, weights)[0, 0].item()
+    votes = []
+    for row in range(6):
+        for column in range(8):
+            offset = column + 0.5 - 4
+            x, _, z = points[row, column].tolist()
+            # Offsets are odd multiples of 1/2, so that votes can be counted in whole numbers.
+            votes += [offset * z / x] * int(weights[row, column].item() * 2 * abs(offset))
+    assert min(votes) > 0
+    assert found == pytest.approx(np.quantile(votes, 0.5, method="inverted_cdf"), rel=1e-12)
+
+
+def test_intrinsics_ignore_outliers_and_what_no_camera_can_see():
+    expected, points = pinhole_points(7, 20, 30)
+    rng = np.random.default_rng(8)
+    noisy = points * torch.from_numpy(1 + 0.01 * rng.normal(size=points.shape))
+    wild = torch.from_numpy(rng.uniform(size=noisy.shape[:-1]) < 0.3)
+    noisy[wild] = torch.from_numpy(rng.normal(size=(int(wild.sum()), 3)) * 5)
+    noisy[:, 0, 0] = torch.nan
+    noisy[:, 0, 1] = torch.inf
+    noisy[:, 0, 2, 2] = 0.0
+    found = intrinsics_from_points(noisy, torch.ones(2, 20, 30).double())
+    torch.testing.assert_close(found, expected, rtol=0.02, atol=0)
+    # Pixels on the wrong side of the axis speak for no camera, however many they are.
+    mirrored = noisy.clone()
+    mirrored[:, :, 3:] *= torch.tensor([-1.0, -1.0, 1.0])
+    assert (intrinsics_from_points(mirrored, torch.ones(2, 20, 30).double()) >= 0).all()
+    # Wild points without weight do nothing at all.
+    spoiled = torch.where(wild[..., None], noisy, points)
+    found = intrinsics_from_points(spoiled, (~wild).double())
+    torch.testing.assert_close(found, expected)
+
+
+def test_intrinsics_that_nothing_tells_are_nan():
+    _, points = pinhole_points(9, 4, 4)
+    found = intrinsics_from_points(-points, torch.ones(2, 4, 4))
+    assert found[:, [0, 1], [0, 1]].isnan().all()
+    assert (found[:, :2, 2] == 2).all()
+    with pytest.raises(LayoutError, match=r"points \[\.\.\., H, W, 3\]"):
+        intrinsics_from_points(points, torch.ones(2, 4))
 
 
 def test_wrong_shapes_are_named():

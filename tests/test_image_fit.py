@@ -1,16 +1,31 @@
 """Photos, cameras and depth stay in step when they are brought to a model's input size."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from hess.datasets.photos import load_images
 from hess.errors import ConfigError, LayoutError
-from hess.geometry.image_fit import ImageFit, square_crop
+from hess.geometry.image_fit import (
+    FitRule,
+    ImageFit,
+    pixel_budget,
+    square_crop,
+    vggt_crop,
+    vggt_pad,
+)
 
+GOLDEN = Path(__file__).parent / "golden" / "preprocess"
 SIDES = st.integers(1, 4000)
+SIZES = st.lists(st.tuples(SIDES, SIDES), min_size=1, max_size=4)
+RULES = [square_crop(48), vggt_crop(56, 14), vggt_pad(56, 14), pixel_budget(3000, 14)]
+every_rule = pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
 
 
 def ramp(width: int, height: int) -> np.ndarray:
@@ -47,14 +62,17 @@ def test_square_crop_shows_the_middle_of_the_photo(width: int, height: int, size
     assert corners[1, 1] <= height + 1e-9
 
 
-@given(SIDES, SIDES, st.floats(-50, 50), st.floats(-50, 50))
-def test_pixels_go_there_and_back(width: int, height: int, x: float, y: float) -> None:
-    fit = square_crop(48)([(width, height)])[0]
+@every_rule
+@given(SIZES, st.floats(-50, 50), st.floats(-50, 50))
+def test_pixels_go_there_and_back(
+    rule: FitRule, sizes: list[tuple[int, int]], x: float, y: float
+) -> None:
     pixels = torch.tensor([x, y], dtype=torch.float64)
-    there = fit.pixels_to_model(pixels)
-    assert torch.allclose(fit.pixels_to_original(there), pixels, atol=1e-6)
-    by_matrix = fit.model_from_original @ torch.tensor([x, y, 1.0], dtype=torch.float64)
-    assert torch.allclose(by_matrix[:2], there)
+    for fit in rule(sizes):
+        there = fit.pixels_to_model(pixels)
+        assert torch.allclose(fit.pixels_to_original(there), pixels, atol=1e-6)
+        by_matrix = fit.model_from_original @ torch.tensor([x, y, 1.0], dtype=torch.float64)
+        assert torch.allclose(by_matrix[:2], there)
 
 
 def test_intrinsics_project_to_the_fitted_pixel() -> None:
@@ -152,3 +170,159 @@ def test_wrong_sizes_are_refused() -> None:
             width=5,
             height=5,
         )
+
+
+# --- the rules of VGGT and Pi3 -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", json.loads((GOLDEN / "index.json").read_text()).items())
+def test_vggt_rules_equal_upstream_to_the_bit(case: tuple[str, dict]) -> None:
+    name, expected = case
+    rule = {"crop": vggt_crop, "pad": vggt_pad}[name.split(".")[1]](518, 14)
+    loaded = load_images([GOLDEN / f"{photo}.png" for photo in expected["inputs"]], image_fit=rule)
+    assert list(loaded.images.shape) == expected["shape"]
+    for index, image in enumerate(loaded.images):
+        golden = np.asarray(Image.open(GOLDEN / f"out.{name}.{index}.png").convert("RGB"))
+        found = (image * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+        np.testing.assert_array_equal(found, golden)
+
+
+def test_square_crop_is_what_nano_was_measured_with() -> None:
+    # Pillow resizes rows or columns first by the shape of what it is given, which shows in the
+    # last bits: the square has to be cut out before.
+    image = np.random.default_rng(0).integers(0, 256, (85, 24, 3), dtype=np.uint8)
+    square = Image.fromarray(image).resize((48, 48), Image.Resampling.BICUBIC, box=(0, 30, 24, 54))
+    found = square_crop(48)([(24, 85)])[0].image_to_model(image)
+    np.testing.assert_array_equal(found, np.asarray(square))
+
+
+@given(SIZES)
+def test_vggt_crop_fills_the_width(sizes: list[tuple[int, int]]) -> None:
+    fits = vggt_crop(56, 14)(sizes)
+    for (width, height), fit in zip(sizes, fits, strict=True):
+        assert (fit.width, fit.height % 14) == (56, 0)
+        rows = 14 * max(1, round(height * 56 / width / 14))
+        assert (fit.scale_x, fit.scale_y) == (56 / width, rows / height)
+        margin = rows - fit.height  # cropped if positive, padded if negative
+        assert 2 * fit.offset_y in (margin - 1, margin, margin + 1)
+        assert fit.offset_x == 0
+    assert fits[0].height == min(56, max(round(fit.scale_y * fit.original_height) for fit in fits))
+
+
+@given(SIZES)
+def test_vggt_pad_shows_all_of_a_photo(sizes: list[tuple[int, int]]) -> None:
+    for (width, height), fit in zip(sizes, vggt_pad(56, 14)(sizes), strict=True):
+        corners = torch.tensor([[0, 0], [width, height]], dtype=torch.float64)
+        (left, top), (right, bottom) = fit.pixels_to_model(corners).round().tolist()
+        assert max(right - left, bottom - top) == 56
+        assert min(left, top) >= 0
+        assert abs(left - (56 - right)) <= 1
+        assert abs(top - (56 - bottom)) <= 1
+
+
+@pytest.mark.parametrize(
+    ("photo", "expected"),
+    [
+        ((1920, 1080), (672, 378)),
+        ((640, 480), (574, 434)),  # 588 x 434 is nearer in shape but above the budget
+        ((480, 640), (434, 574)),
+        ((1000, 1000), (504, 504)),
+        ((20000, 20), (15974, 14)),
+    ],
+)
+def test_pixel_budget_follows_the_first_photo(
+    photo: tuple[int, int], expected: tuple[int, int]
+) -> None:
+    fits = pixel_budget(255_000, 14)([photo, (30, 40)])
+    assert [(fit.width, fit.height) for fit in fits] == [expected, expected]
+    assert (fits[0].scale_x, fits[0].scale_y) == (expected[0] / photo[0], expected[1] / photo[1])
+    assert (fits[1].scale_x, fits[1].scale_y) == (expected[0] / 30, expected[1] / 40)
+    assert {fit.resample for fit in fits} == {"lanczos"}
+
+
+@given(SIDES, SIDES, st.integers(196, 300_000))
+def test_pixel_budget_holds(width: int, height: int, budget: int) -> None:
+    (fit,) = pixel_budget(budget, 14)([(width, height)])
+    assert fit.width * fit.height <= budget
+    assert fit.width % 14 == fit.height % 14 == 0
+    assert min(fit.width, fit.height) >= 14
+
+
+def test_an_odd_pixel_is_cut_or_padded_at_the_end() -> None:
+    (padded,) = vggt_pad(21, 7)([(30, 20)])  # 21 x 14 pixels, 7 rows of white
+    (cropped,) = vggt_crop(21, 7)([(30, 40)])  # 21 x 28 pixels, 7 rows too many
+    assert (padded.offset_y, cropped.offset_y) == (-3, 3)
+
+
+def test_lanczos_is_lanczos() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    (fit,) = pixel_budget(1000, 14)([(50, 40)])
+    expected = Image.fromarray(image).resize((fit.width, fit.height), Image.Resampling.LANCZOS)
+    np.testing.assert_array_equal(fit.image_to_model(image), np.asarray(expected))
+
+
+@every_rule
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_a_mark_lands_where_the_map_says(rule: FitRule, data: st.DataObject) -> None:
+    sizes = data.draw(
+        st.lists(st.tuples(st.integers(20, 200), st.integers(20, 200)), min_size=1, max_size=3)
+    )
+    fit = rule(sizes)[0]
+    width, height = sizes[0]
+    # A red rectangle of about 3 x 3 model pixels on black; padding is white, so red minus blue
+    # is the mark alone.
+    mark_w, mark_h = round(3 / fit.scale_x) + 1, round(3 / fit.scale_y) + 1
+    x = data.draw(st.integers(0, max(0, width - mark_w)))
+    y = data.draw(st.integers(0, max(0, height - mark_h)))
+    photo = np.zeros((height, width, 3), dtype=np.uint8)
+    photo[y : y + mark_h, x : x + mark_w, 0] = 255
+    red = fit.image_to_model(photo).astype(float)
+    red = red[..., 0] - red[..., 2]
+
+    corners = torch.tensor([[x, y], [min(width, x + mark_w), min(height, y + mark_h)]]).double()
+    (left, top), (right, bottom) = fit.pixels_to_model(corners).tolist()
+    if right < -3 or bottom < -3 or left > fit.width + 3 or top > fit.height + 3:
+        assert red.max() == 0  # in the part that was cropped
+    elif left >= 3 and top >= 3 and right <= fit.width - 3 and bottom <= fit.height - 3:
+        rows, columns = np.mgrid[: fit.height, : fit.width] + 0.5
+        centre = (red * columns).sum() / red.sum(), (red * rows).sum() / red.sum()
+        assert centre == pytest.approx(((left + right) / 2, (top + bottom) / 2), abs=0.3)
+
+
+@every_rule
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(1, 200), st.integers(1, 200)), min_size=1, max_size=3),
+)
+def test_depth_is_known_where_the_photo_is_shown(
+    rule: FitRule, sizes: list[tuple[int, int]]
+) -> None:
+    for (width, height), fit in zip(sizes, rule(sizes), strict=True):
+        image = fit.image_to_model(np.zeros((height, width, 3), dtype=np.uint8))
+        known = fit.depth_to_model(torch.ones(height, width)).numpy() > 0
+        np.testing.assert_array_equal(known, (image == 0).all(-1))
+
+
+def test_a_very_narrow_photo_is_not_blown_up() -> None:
+    (fit,) = vggt_crop(518, 14)([(1, 100_000)])  # 518 x 51,800,000 pixels in full
+    image = fit.image_to_model(np.full((100_000, 1, 3), 9, dtype=np.uint8))
+    assert image.shape == (518, 518, 3)
+    assert (image == 9).all()
+
+
+def test_rules_refuse_what_they_cannot_do() -> None:
+    for rule in (vggt_crop, vggt_pad):
+        for size in (0, 13, 520):
+            with pytest.raises(ConfigError, match="multiple of the patch size 14"):
+                rule(size, 14)
+    with pytest.raises(ConfigError, match="at least one patch"):
+        pixel_budget(195, 14)
+    with pytest.raises(ConfigError, match="bicubic or lanczos"):
+        ImageFit(**{**vars(padded_fit()), "resample": "nearest"})
+    with pytest.raises(ConfigError, match="whole pixels"):
+        ImageFit(**{**vars(padded_fit()), "offset_y": -24.5, "crop_last": True})
+    names = [
+        rule.name for rule in (vggt_crop(518, 14), vggt_pad(518, 14), pixel_budget(255000, 14))
+    ]
+    assert names == ["crop(518)", "pad(518)", "pixel_budget(255000)"]

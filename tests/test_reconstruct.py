@@ -1,26 +1,33 @@
 """From photos through a model to files."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor, nn
 
 from hess.datasets import Scene
+from hess.datasets.photos import find_images, load_images
 from hess.errors import ConfigError, DatasetError
 from hess.files import atomic_write
-from hess.geometry.image_fit import square_crop
+from hess.geometry.image_fit import square_crop, vggt_pad
 from hess.geometry.projection import unproject_depth
 from hess.models.base import GlobalAttentionSite, Model, Predictions
 from hess.reconstruction import Reconstruction, reconstruct
 
 
 class FlatModel(Model):
-    """Sees a wall at depth 2 with every camera at the origin; confidence grows with redness."""
+    """Sees a wall at depth 2 with every camera at the origin; confidence grows with redness.
+
+    Its point head says depth 6.
+    """
 
     camera_weight = 0.5
 
@@ -58,8 +65,8 @@ class FlatModel(Model):
             world_from_cam=poses,
             intrinsics=intrinsics,
             depth=depth,
-            depth_confidence=torch.ones_like(depth),
-            world_points=unproject_depth(depth, intrinsics, poses),
+            depth_confidence=torch.full_like(depth, 4.0),
+            world_points=unproject_depth(3 * depth, intrinsics, poses),
             point_confidence=1 + images[:, :, 0],
         )
 
@@ -84,7 +91,8 @@ def test_photos_become_a_reconstruction(photos: Path) -> None:
     assert recon.view_names == ("a9.png", "a10.png")
     assert recon.model_name == "flat"
     assert recon.images.shape == (2, 3, 16, 16)
-    assert not recon.world_points.is_inference()
+    assert recon.image_paths == (photos / "a9.png", photos / "a10.png")
+    assert not any(t.is_inference() for t in vars(recon).values() if isinstance(t, Tensor))
     assert not any(t.requires_grad for t in vars(recon).values() if isinstance(t, Tensor))
     # Focal length 16 at 16 pixels is the shorter side of each photo; the crop is in the middle.
     expected = [[[40, 0, 20], [0, 40, 40], [0, 0, 1]], [[32, 0, 32], [0, 32, 16], [0, 0, 1]]]
@@ -105,8 +113,54 @@ def test_scene_is_used_as_it_is() -> None:
     assert torch.equal(recon.images, scene.images)
     assert torch.equal(recon.original_intrinsics, recon.intrinsics)
     assert recon.view_names == ("0", "1", "2")
+    assert recon.image_paths == (None, None, None)
     with pytest.raises(ConfigError, match="final size"):
-        reconstruct(FlatModel(), scene, fit=lambda w, h: None)  # type: ignore[arg-type]
+        reconstruct(FlatModel(), scene, fit=square_crop(8))
+    with pytest.raises(ConfigError, match="max_views"):
+        reconstruct(FlatModel(), scene, max_views=2)
+
+
+def test_photos_loaded_before_give_the_same(photos: Path) -> None:
+    model = FlatModel()
+    loaded = load_images(find_images(photos), image_fit=model.image_rule)
+    now, before = reconstruct(model, loaded), reconstruct(model, photos)
+    assert now.images is loaded.images  # not copied
+    assert torch.equal(now.world_points, before.world_points)
+    assert now.view_names == before.view_names
+    assert now.image_paths == before.image_paths
+    assert now.image_fits == before.image_fits
+
+
+def test_names_tell_photos_of_two_folders_apart(photos: Path) -> None:
+    again = photos.parent / "again"
+    again.mkdir()
+    shutil.copy(photos / "a9.png", again)
+    recon = reconstruct(FlatModel(), [photos / "a9.png", again / "a9.png"])
+    assert recon.view_names == ("photos/a9.png", "again/a9.png")
+    with pytest.raises(DatasetError, match=r"'same' 2 times"):
+        replace(recon, view_names=("same", "same"))
+
+
+def test_max_views_chooses(photos: Path) -> None:
+    recon = reconstruct(FlatModel(), photos, max_views=1)
+    assert recon.num_views == 1
+    assert recon.images.shape == (1, 3, 16, 16)
+
+
+def test_points_come_from_the_head_or_from_depth(photos: Path) -> None:
+    model = FlatModel()
+    head = reconstruct(model, photos)
+    assert (head.world_points[..., 2] == 6).all()
+    assert torch.allclose(head.confidence, 1 - 1 / (1 + head.images[:, 0]))
+    assert torch.allclose(head.depth_confidence, torch.tensor(0.75))
+    depth = reconstruct(model, photos, points="depth")
+    assert (depth.world_points[..., 2] == 2).all()
+    assert torch.allclose(depth.world_points, head.world_points / 3)
+    assert torch.equal(depth.confidence, depth.depth_confidence)
+    model.cloud_from = "depth"
+    assert torch.equal(reconstruct(model, photos).world_points, depth.world_points)
+    with pytest.raises(ConfigError, match="points must be"):
+        reconstruct(model, photos, points="both")  # type: ignore[arg-type]
 
 
 def test_unreadable_photo_is_skipped_or_refused(
@@ -122,51 +176,61 @@ def test_unreadable_photo_is_skipped_or_refused(
 
 def test_least_confident_points_are_dropped(photos: Path) -> None:
     recon = reconstruct(FlatModel(), photos)
-    points, colors = recon.point_cloud(drop_lowest=0.5)
-    assert points.shape == colors.shape == (256, 3)
-    assert (colors[:, 0] > 0.5).all()  # the red half is the confident one
-    assert (points[:, 0] > 0).all()  # and lies to the right
-    assert len(recon.point_cloud(drop_lowest=0)[0]) == 512
+    cloud = recon.point_cloud(drop_lowest=0.5)
+    assert cloud.points.shape == cloud.colors.shape == (256, 3)
+    assert (cloud.colors[:, 0] > 0.5).all()  # the red half is the confident one
+    assert (cloud.points[:, 0] > 0).all()  # and lies to the right
+    assert cloud.confidence.min() > 1 - 1 / 1.5
+    assert len(recon.point_cloud(drop_lowest=0)) == 512
     with pytest.raises(ConfigError, match="drop_lowest"):
         recon.point_cloud(drop_lowest=1.0)
+
+
+@given(
+    levels=st.lists(st.integers(0, 3), min_size=8, max_size=8),
+    share=st.sampled_from([0.0, 0.2, 0.5, 0.9]),
+)
+def test_of_equally_confident_points_the_first_go(levels: list[int], share: float) -> None:
+    recon = reconstruct(FlatModel(), Scene(name="s", images=torch.rand(2, 3, 2, 2)))
+    recon = replace(recon, confidence=torch.tensor(levels).reshape(2, 2, 2) / 3)
+    order = sorted(range(8), key=lambda i: (levels[i], i))
+    expected = torch.zeros(8, dtype=torch.bool)
+    expected[order[int(share * 8) :]] = True
+    found = recon.confident_pixels(drop_lowest=share)
+    assert torch.equal(found, expected.reshape(2, 2, 2))
 
 
 def test_points_that_are_not_finite_are_left_out(photos: Path) -> None:
     recon = reconstruct(FlatModel(), photos)
     world_points = recon.world_points.clone()
     world_points[0, 0, 0, 1] = torch.nan
-    points, _ = replace(recon, world_points=world_points).point_cloud(drop_lowest=0)
-    assert len(points) == 511
-    assert points.isfinite().all()
+    cloud = replace(recon, world_points=world_points).point_cloud(drop_lowest=0)
+    assert len(cloud) == 511
+    assert cloud.points.isfinite().all()
+    nothing = torch.full_like(recon.confidence, torch.nan)
+    with pytest.raises(DatasetError, match="no finite point"):
+        replace(recon, confidence=nothing).point_cloud()
+
+
+def test_padding_is_no_part_of_the_cloud(photos: Path) -> None:
+    recon = reconstruct(FlatModel(), photos, fit=vggt_pad(16, 4))
+    # 40x80 becomes 8x16 and 64x32 becomes 16x8 pixels of 16x16.
+    cloud = recon.point_cloud(drop_lowest=0)
+    assert len(cloud) == 2 * 8 * 16
+    assert (cloud.colors[:, 1:] < 0.1).all()  # neither white nor anything but black and red
 
 
 def test_shapes_are_checked(photos: Path) -> None:
     recon = reconstruct(FlatModel(), photos)
     with pytest.raises(DatasetError, match="depth must have shape"):
         replace(recon, depth=recon.depth[:1])
-    with pytest.raises(DatasetError, match="view names"):
+    with pytest.raises(DatasetError, match="1 view_names"):
         replace(recon, view_names=("one",))
 
 
 def saved_recon(photos: Path) -> Reconstruction:
     recon = reconstruct(FlatModel(), photos)
     return replace(recon, sparsification={"block_sparsity": 0.8})
-
-
-def test_ply_holds_points_and_colours(photos: Path, tmp_path: Path) -> None:
-    recon = saved_recon(photos)
-    path = tmp_path / "new" / "scene.ply"
-    recon.save(path, drop_lowest=0)
-    assert path.read_bytes().startswith(b"ply\nformat binary_little_endian")
-    points, colors = recon.point_cloud(drop_lowest=0)
-    header, body = path.read_bytes().split(b"end_header\n")
-    assert b"element vertex 512\n" in header
-    fields = [(name, "<f4") for name in "xyz"] + [(name, "u1") for name in ("r", "g", "b")]
-    cloud = np.frombuffer(body, dtype=fields)
-    np.testing.assert_array_equal(np.stack([cloud[a] for a in "xyz"], axis=1), points.numpy())
-    found = np.stack([cloud[c] for c in "rgb"], axis=1)
-    np.testing.assert_array_equal(found, (colors * 255).round().numpy())
-    assert list(path.parent.iterdir()) == [path]
 
 
 def test_npz_holds_everything(photos: Path, tmp_path: Path) -> None:
@@ -177,15 +241,9 @@ def test_npz_holds_everything(photos: Path, tmp_path: Path) -> None:
             np.testing.assert_array_equal(arrays[name], getattr(recon, name).numpy())
         metadata = json.loads(str(arrays["metadata"]))
     assert metadata["view_names"] == ["a9.png", "a10.png"]
+    assert metadata["image_paths"] == [str(photos / "a9.png"), str(photos / "a10.png")]
     assert metadata["sparsification"] == {"block_sparsity": 0.8}
     assert metadata["image_fits"][0]["original_height"] == 80
-
-
-def test_unknown_suffix_lists_the_known(photos: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"\.npz or \.ply"):
-        saved_recon(photos).save(tmp_path / "scene.obj")
-    with pytest.raises(ConfigError, match="no suffix"):
-        saved_recon(photos).save(tmp_path / "scene")
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Errors of Eq. 2-4, Fisher traces against explicit heads and finite differences, scores."""
 
+import weakref
 from collections.abc import Callable
 from typing import ClassVar
 
@@ -17,6 +18,7 @@ from hess.geometry.nearest import NearestNeighbors
 from hess.geometry.poses import pose_from
 from hess.geometry.sim3 import Sim3
 from hess.models.base import GlobalAttentionSite, Model, Predictions
+from hess.models.vggt import VGGT, VGGTConfig
 from hess.sensitivity.errors import camera_error, point_error, scene_scale
 from hess.sensitivity.fisher import PROJECTIONS, fisher_probe, weight_norms
 from hess.sensitivity.scores import aggregate_scenes, head_scores, scene_concentration
@@ -285,8 +287,8 @@ def test_the_model_is_left_as_it_was(dtype):
     def calibrate_and_be_interrupted() -> None:
         with fisher_probe(model):
             assert not model.training
-            qkv_weights = {f"attentions.{i}.qkv.weight" for i in range(2)}
-            assert {n for n, p in model.named_parameters() if p.requires_grad} == qkv_weights
+            assert model.recompute
+            assert not any(p.requires_grad for p in model.parameters())
             widest = max(dtype, torch.float32, key=lambda d: d.itemsize)
             assert model.embed.weight.dtype == widest
             raise KeyboardInterrupt
@@ -295,10 +297,27 @@ def test_the_model_is_left_as_it_was(dtype):
         calibrate_and_be_interrupted()
     assert {n: p.requires_grad for n, p in model.named_parameters()} == flags
     assert {n: m.training for n, m in model.named_modules()} == modes
+    assert not model.recompute
     for name, tensor in model.state_dict().items():
         assert tensor.dtype == dtype
         assert torch.equal(tensor, state[name])
     assert not any(m._forward_hooks for m in model.modules())
+
+
+def test_a_layer_that_the_error_does_not_depend_on_has_trace_zero():
+    model, images, layout = tiny_scene()
+    outputs = []
+
+    def attend(layer: int, x: Tensor) -> Tensor:
+        outputs.append(model.attentions[layer](x))
+        return outputs[-1]
+
+    with fisher_probe(model) as probe:
+        model(images, attend)
+        found = probe.traces(outputs[0].square().sum(), layout, last=True)
+    assert (found.traces[:, 0] > 0).all()
+    assert (found.traces[:, 1] == 0).all()
+    assert (found.patch_traces[1] == 0).all()
 
 
 def test_probe_refuses_what_it_cannot_measure():
@@ -316,9 +335,168 @@ def test_probe_refuses_what_it_cannot_measure():
         model(images)  # a second forward on top of the first
         with pytest.raises(LayoutError, match="must run once"):
             probe.traces(error, layout, last=True)
+        probe.clear()
+        model(images)
+        elsewhere = torch.ones((), requires_grad=True)
+        with pytest.raises(ConfigError, match="depends on no global layer"):
+            probe.traces(elsewhere.square(), layout, last=True)
+        probe.clear()
+        model(torch.cat((images, images)))
+        with pytest.raises(LayoutError, match="for one scene"):
+            probe.traces(error, layout, last=True)
     model.attentions = nn.ModuleList()
     with pytest.raises(ConfigError, match="no global attention"), fisher_probe(model):
         pass
+
+
+# --- memory ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def vggt() -> VGGT:
+    """A small VGGT with every part that the public one has, and influential layers."""
+    config = VGGTConfig(
+        image_size=24,
+        patch_size=8,
+        dim=16,
+        depth=4,
+        num_heads=2,
+        layer_scale=1.0,
+        vit_depth=1,
+        camera_trunk_depth=1,
+        camera_heads=2,
+        dense_layers=(0, 1, 2, 3),
+        dpt_features=8,
+        dpt_out_channels=(4, 4, 8, 8),
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return VGGT(config).double()
+
+
+def photos(views: int = 10) -> Tensor:
+    """More views than heads and encoder take at a time."""
+    generator = torch.Generator().manual_seed(1)
+    return torch.rand(1, views, 3, 16, 24, generator=generator, dtype=torch.float64)
+
+
+def sizes_of(predictions: Predictions) -> dict[str, Tensor]:
+    """Any two errors: how far the cameras and the points are from the origin."""
+    return {
+        "camera": predictions.world_from_cam[0, :, :3, 3].square().mean(),
+        "point": predictions.world_points.square().mean(),
+    }
+
+
+@pytest.mark.parametrize("recompute", [True, False])
+def test_vggt_is_measured_in_one_forward_as_by_plain_gradients(vggt, recompute):
+    images = photos()
+    layout = vggt.token_layout(images)
+    vggt.eval().requires_grad_(False)
+    weights = [site.module.qkv.weight.requires_grad_() for site in vggt.global_attention_sites()]
+    errors = sizes_of(vggt(images))
+    expected = {
+        name: torch.autograd.grad(error, weights, retain_graph=True)
+        for name, error in errors.items()
+    }
+    with fisher_probe(vggt, recompute=recompute) as probe:
+        errors = sizes_of(vggt(images))
+        found = {
+            name: probe.traces(error, layout, last=name == "point")
+            for name, error in errors.items()
+        }
+        vggt(images)
+        with pytest.raises(LayoutError, match="must run once"):
+            probe.traces(sizes_of(vggt(images))["camera"], layout, last=True)  # the second run
+    for name, gradients in expected.items():
+        for layer, gradient in enumerate(gradients):
+            slices = gradient.view(3, vggt.num_heads, -1).square().sum(-1)
+            assert (slices > 0).all()
+            torch.testing.assert_close(found[name].traces[:, layer], slices, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("recompute", [True, False])
+def test_nothing_but_squared_norms_is_stored(vggt, recompute):
+    images = photos()
+    records_graph = {}
+
+    def watch(name: str) -> Callable[[nn.Module, object, Tensor], None]:
+        return lambda _module, _args, output: records_graph.update({name: output.requires_grad})
+
+    aggregator = vggt.aggregator
+    for name, module in {
+        "encoder": aggregator.patch_embed,
+        "first frame block": aggregator.frame_blocks[0],
+        "first global block": aggregator.global_blocks[0],
+    }.items():
+        module.register_forward_hook(watch(name))
+    with fisher_probe(vggt, recompute=recompute) as probe:
+        errors = sizes_of(vggt(images))
+        assert records_graph == {
+            "encoder": False,
+            "first frame block": False,
+            "first global block": True,
+        }
+        probe.traces(errors["point"], vggt.token_layout(images), last=True)
+        assert all(p.grad is None for p in vggt.parameters())
+
+
+class SavedBytes:
+    """Bytes that the graph holds for the backward pass, weights left out, each storage once."""
+
+    def __init__(self, model: nn.Module) -> None:
+        tensors = [*model.parameters(), *model.buffers()]
+        self._weights = {t.untyped_storage().data_ptr() for t in tensors}
+        self._saved: weakref.WeakSet[SavedBytes.Saved] = weakref.WeakSet()
+
+    class Saved:
+        def __init__(self, tensor: Tensor) -> None:
+            self.tensor = tensor
+
+    def pack(self, tensor: Tensor) -> "SavedBytes.Saved":
+        saved = self.Saved(tensor)
+        self._saved.add(saved)
+        return saved
+
+    def total(self) -> int:
+        storages = [saved.tensor.untyped_storage() for saved in self._saved]
+        sizes = {s.data_ptr(): s.nbytes() for s in storages}
+        return sum(size for pointer, size in sizes.items() if pointer not in self._weights)
+
+
+def test_of_a_recomputed_block_only_the_input_is_held(vggt):
+    images = photos()
+    tokens = vggt.token_layout(images).num_tokens
+    width, depth = vggt.config.dim, vggt.config.depth
+    held = {}
+    for recompute in (True, False):
+        saved = SavedBytes(vggt)
+        with (
+            fisher_probe(vggt, recompute=recompute),
+            torch.autograd.graph.saved_tensors_hooks(saved.pack, lambda s: s.tensor),
+        ):
+            kept = vggt.tokens(images)
+            assert kept[depth - 1][1].requires_grad  # and holds the graph until here
+            held[recompute] = saved.total()
+    # One tensor of float64 tokens per block but the first, which comes before the graph.
+    inputs = (2 * depth - 1) * tokens * width * 8
+    assert held[True] == inputs
+    # Otherwise at least two normalised copies, q, k, v, their result and the MLP's hidden layer.
+    assert held[False] > (2 + 4 + 4) * inputs
+
+
+def test_inputs_of_the_measured_layers_are_made_anew_too(vggt):
+    seen: list[weakref.ref[torch.UntypedStorage]] = []
+    for site in vggt.global_attention_sites():
+        site.module.qkv.register_forward_pre_hook(
+            lambda _module, args: seen.append(weakref.ref(args[0].untyped_storage()))
+        )
+    for recompute in (True, False):
+        seen.clear()
+        with fisher_probe(vggt, recompute=recompute):
+            kept = vggt.tokens(photos())
+            assert [storage() is not None for storage in seen] == 4 * [not recompute]
+        del kept
 
 
 def test_weight_norms_are_those_of_the_slices():

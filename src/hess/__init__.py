@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from hess import datasets, policies
     from hess.calibration import CalibrationConfig, calibrate
     from hess.evaluation.evaluate import evaluate
-    from hess.models.loading import load_model
+    from hess.models.loading import from_upstream, load_model
     from hess.reconstruction import Reconstruction, reconstruct
     from hess.sensitivity.profile import HessProfile, load_profile
     from hess.sparsification import sparsify
@@ -35,6 +35,7 @@ _HOME = {
     "Reconstruction": "hess.reconstruction",
     "calibrate": "hess.calibration",
     "evaluate": "hess.evaluation.evaluate",
+    "from_upstream": "hess.models.loading",
     "load_model": "hess.models.loading",
     "load_profile": "hess.sensitivity.profile",
     "reconstruct": "hess.reconstruction",
@@ -49,6 +50,7 @@ __all__ = [
     "calibrate",
     "datasets",
     "evaluate",
+    "from_upstream",
     "load_model",
     "load_profile",
     "policies",

@@ -85,6 +85,7 @@ def calibrate(
     *,
     checkpoint: str | Path | None = None,
     progress: Progress | None = None,
+    recompute: bool = True,
 ) -> HessProfile:
     """Measure the Fisher traces of all heads over a data set with ground truth.
 
@@ -100,6 +101,9 @@ def calibrate(
         checkpoint: file that holds the partial profile after every scene. A run that finds it
             continues there, and ends with the same bytes as one that was never interrupted.
         progress: called after every scene.
+        recompute: hold the inputs of the model's blocks only and make their activations anew for
+            each error, which large models need; where memory is no matter, False is a quarter
+            quicker. The profile is the same, so it does not record this choice.
 
     Returns:
         the profile. Scenes that could not be read, aligned or measured are listed in ``failed``.
@@ -134,7 +138,7 @@ def calibrate(
             provenance=provenance,
         )
 
-    with fisher_probe(model) as probe:
+    with fisher_probe(model, recompute=recompute) as probe:
         for index in range(len(results) + len(failed), len(dataset)):
             name = f"{dataset.name}[{index}]"
             try:

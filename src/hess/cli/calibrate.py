@@ -11,6 +11,7 @@ from hess.cli.console import (
     ModelName,
     Output,
     console,
+    load_named_model,
     prepare_file,
     print_json,
     progress_bar,
@@ -38,15 +39,16 @@ class Calibrate:
     """Views per scene."""
     inlier_threshold: float = 0.05
     """Epsilon of Eq. 3, on the squared distance in units of the mean point distance."""
+    recompute: bool = True
+    """Make activations anew in the backward pass: far less memory, a third more time."""
     device: Device = "cpu"
     json: Json = False
 
     def run(self) -> None:
         from hess.calibration import CalibrationConfig, calibrate
         from hess.datasets.open import open_dataset
-        from hess.models.loading import load_model
 
-        model = load_model(self.model, device=self.device)
+        model = load_named_model(self.model, self.device)
         dataset = open_dataset(
             self.data,
             image_fit=model.image_rule,
@@ -62,6 +64,7 @@ class Calibrate:
                 dataset,
                 CalibrationConfig(inlier_threshold=self.inlier_threshold),
                 checkpoint=checkpoint,
+                recompute=self.recompute,
                 progress=progress,
             )
         profile.save(self.output)

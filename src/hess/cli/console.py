@@ -5,10 +5,11 @@ import json
 import os
 import shlex
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 import tyro
 from rich.box import SIMPLE_HEAD
@@ -19,14 +20,26 @@ from rich.text import Text
 
 from hess.errors import ConfigError
 
+if TYPE_CHECKING:
+    from hess.models.base import Model
+
 console = Console(stderr=True)
 """People read standard error; standard output carries only what a program would want."""
 
 Json = Annotated[bool, tyro.conf.arg(help="Print the result as JSON on standard output.")]
 Device = Annotated[Literal["cpu", "cuda"], tyro.conf.arg(help="Where to run.")]
+Dtype = Annotated[
+    Literal["float32", "bfloat16", "float16"],
+    tyro.conf.arg(help="Precision of the backbone's matrix products; heads stay in float32."),
+]
 Output = Annotated[Path, tyro.conf.arg(aliases=["-o"])]
 ModelName = Annotated[
-    str, tyro.conf.arg(help="Bundled model (nano) or a weight file.", metavar="NAME|FILE")
+    str,
+    tyro.conf.arg(
+        help="nano (bundled), a Hugging Face id such as facebook/VGGT-1B or yyfz233/Pi3, "
+        "or a weight file or folder.",
+        metavar="NAME|PATH",
+    ),
 ]
 ProfileName = Annotated[
     str, tyro.conf.arg(help="Bundled profile (nano) or a .hess file.", metavar="NAME|FILE")
@@ -98,6 +111,42 @@ def use_threads(threads: int) -> None:
     if threads < 1:
         raise ConfigError(f"--threads must be at least 1, found {threads}")
     torch.set_num_threads(threads)
+
+
+def load_named_model(name: str, device: str, dtype: str = "float32") -> "Model":
+    """The model, with a word on the licence of its weights where they have one of their own."""
+    from hess.models.loading import load_model
+
+    with console.status(f"loading {name}"):
+        model = load_model(name, device=device, dtype=dtype)
+    if model.weights_license is not None:
+        console.print(model.weights_license, highlight=False, soft_wrap=True)
+    return model
+
+
+def peak_memory(device: str) -> int:
+    """Largest memory in use so far, in bytes: of the GPU's allocator, or of this process."""
+    import torch
+
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+class Stopwatch:
+    """Seconds of named stages, in the order in which they began."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - start
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from hess.cli.console import (
     ProfileName,
     command_line,
     console,
+    load_named_model,
     prepare_file,
     print_json,
     print_table,
@@ -64,11 +65,10 @@ class Evaluate:
     def run(self) -> None:
         from hess.datasets.open import open_dataset
         from hess.evaluation.evaluate import evaluate
-        from hess.models.loading import load_model
         from hess.sensitivity.profile import load_profile
 
         use_threads(self.threads)
-        model = load_model(self.model, device=self.device)
+        model = load_named_model(self.model, self.device)
         profile = load_profile(self.profile)
         dataset = open_dataset(
             self.data,

@@ -16,14 +16,15 @@ NAMES = ("dense", "uniform", "hess", "reverse", "random", "no_reallocation")
 
 def build_policies(
     names: Sequence[str],
-    profile: "ScoreSource",
+    profile: "ScoreSource | None",
     settings: Sequence[tuple[float, float]] = SETTINGS,
     random_seeds: Sequence[int] = (0,),
 ) -> list["Policy"]:
     """Every named policy at every setting; dense once, random once per seed.
 
     Raises:
-        ConfigError: an unknown name, or a setting out of range.
+        ConfigError: an unknown name, a setting out of range, or a policy that goes by head
+            scores without a profile to take them from.
     """
     from hess import policies
 
@@ -40,7 +41,17 @@ def build_policies(
         both: dict[str, Any] = {"sparse_ratio": sparse_ratio, "cdf_threshold": cdf_threshold}
         if "uniform" in names:
             built.append(policies.Uniform(**both))
-        built += [scored[name](profile, **both) for name in names if name in scored]
+        built += [scored[name](_needed(profile, name), **both) for name in names if name in scored]
         if "random" in names:
-            built += [policies.RandomScores(profile, **both, seed=seed) for seed in random_seeds]
+            source = _needed(profile, "random")
+            built += [policies.RandomScores(source, **both, seed=seed) for seed in random_seeds]
     return built
+
+
+def _needed(profile: "ScoreSource | None", policy: str) -> "ScoreSource":
+    if profile is None:
+        raise ConfigError(
+            f"policy {policy} needs a profile, and none is bundled with this model; make one "
+            "with `hess calibrate` and name it with --profile"
+        )
+    return profile

@@ -132,7 +132,9 @@ def load_scene(
         intrinsics=torch.stack(intrinsics).float() if len(intrinsics) == len(frames) else None,
         depth=depth,
         unit=unit,
-        view_names=tuple(path.name for path in loaded.paths),
+        view_names=loaded.names,
+        image_paths=loaded.paths,
+        image_fits=loaded.fits,
     )
 
 

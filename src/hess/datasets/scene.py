@@ -2,13 +2,17 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
+from pathlib import Path
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from hess.errors import DatasetError
+from hess.geometry.image_fit import ImageFit
 from hess.geometry.projection import unproject_depth
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +30,8 @@ class Scene:
         depth: float32 [N, H, W], z-depth in ``unit``, 0 where unknown, or None.
         unit: length unit of poses and depth: "m", "mm" or "arbitrary".
         view_names: one name per view (file name, frame number).
+        image_paths, image_fits: of recorded views, where each photo is and how it was brought to
+            this size; empty for made ones.
 
     Raises:
         DatasetError: shapes disagree, or an image is outside [0, 1] or not finite.
@@ -38,6 +44,8 @@ class Scene:
     depth: Tensor | None = None
     unit: str = "arbitrary"
     view_names: tuple[str, ...] = ()
+    image_paths: tuple[Path, ...] = ()
+    image_fits: tuple[ImageFit, ...] = ()
 
     def __post_init__(self) -> None:
         if self.images.ndim != 4 or self.images.shape[1] != 3 or len(self.images) < 1:
@@ -54,10 +62,11 @@ class Scene:
                     f"scene {self.name!r}: {field} must have shape {shape}, "
                     f"found {tuple(value.shape)}"
                 )
-        if self.view_names and len(self.view_names) != n:
-            raise DatasetError(
-                f"scene {self.name!r}: {len(self.view_names)} view names for {n} views"
-            )
+        for field in ("view_names", "image_paths", "image_fits"):
+            if len(getattr(self, field)) not in (0, n):
+                raise DatasetError(
+                    f"scene {self.name!r}: {len(getattr(self, field))} {field} for {n} views"
+                )
 
     @property
     def num_views(self) -> int:
@@ -97,8 +106,15 @@ class Scene:
             world_from_cam=None if self.world_from_cam is None else self.world_from_cam[pick],
             intrinsics=None if self.intrinsics is None else self.intrinsics[pick],
             depth=None if self.depth is None else self.depth[pick],
-            view_names=tuple(self.view_names[i] for i in index) if self.view_names else (),
+            view_names=_pick(self.view_names, index),
+            image_paths=_pick(self.image_paths, index),
+            image_fits=_pick(self.image_fits, index),
         )
+
+
+def _pick(items: tuple[_T, ...], index: list[int]) -> tuple[_T, ...]:
+    """Chosen items of what may have been left empty."""
+    return tuple(items[i] for i in index) if items else ()
 
 
 @runtime_checkable

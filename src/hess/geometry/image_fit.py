@@ -2,12 +2,14 @@
 
 Pixel coordinates are continuous: the centre of the top-left pixel is at (0.5, 0.5), its corner at
 (0, 0). A fit maps them by ``x_model = scale_x * x_original - offset_x`` and alike in y, so results
-can be taken back to the pixels of the original photo. A :class:`FitRule` chooses the fit from the
-size of the photo.
+can be taken back to the pixels of the original photo. A :class:`FitRule` chooses the fits of a
+scene from the sizes of its photos.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import sqrt, trunc
+from typing import Literal
 
 import numpy as np
 import torch
@@ -16,7 +18,14 @@ from torch import Tensor
 
 from hess.errors import ConfigError, LayoutError
 
+Resample = Literal["bicubic", "lanczos"]
+
+_MAX_RESIZED_PIXELS = 100_000_000
 _WHITE = (255, 255, 255)
+_FILTERS = {
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,9 +38,13 @@ class ImageFit:
         offset_x, offset_y: what is cropped at the left and top, in model pixels (negative: white
             padding).
         width, height: size of the model's input image in pixels.
+        resample: filter that resizes the photo.
+        crop_last: resize all of the photo and then cut the shown part out, as VGGT does, instead
+            of resizing the shown part only. The two differ in how 8-bit values are rounded.
 
     Raises:
-        ConfigError: a size or scale is not positive, or the fit shows nothing of the photo.
+        ConfigError: a size or scale is not positive, the fit shows nothing of the photo, the
+            filter is unknown, or ``crop_last`` would have to cut through pixels.
     """
 
     original_width: int
@@ -42,14 +55,23 @@ class ImageFit:
     offset_y: float
     width: int
     height: int
+    resample: Resample = "bicubic"
+    crop_last: bool = False
 
     def __post_init__(self) -> None:
+        if self.resample not in _FILTERS:
+            raise ConfigError(f"resample must be bicubic or lanczos, found {self.resample!r}")
         sizes = (self.original_width, self.original_height, self.width, self.height)
         if min(sizes) < 1 or not min(self.scale_x, self.scale_y) > 0:
             raise ConfigError(f"an image fit needs positive sizes and scales, found {self}")
-        (left, right), (top, bottom) = self._shown
+        (left, right), (top, bottom) = self.shown
         if left >= right or top >= bottom:
             raise ConfigError(f"an image fit must show a part of the photo, found {self}")
+        cuts = (*self._resized, self.offset_x, self.offset_y)
+        if self.crop_last and any(abs(cut - round(cut)) > 1e-6 for cut in cuts):
+            raise ConfigError(
+                f"crop_last needs a resized photo and offsets of whole pixels, found {self}"
+            )
 
     @staticmethod
     def identity(width: int, height: int) -> "ImageFit":
@@ -78,10 +100,15 @@ class ImageFit:
         )
 
     @property
-    def _shown(self) -> tuple[tuple[int, int], tuple[int, int]]:
+    def _resized(self) -> tuple[float, float]:
+        """Width and height of the whole photo in model pixels."""
+        return self.scale_x * self.original_width, self.scale_y * self.original_height
+
+    @property
+    def shown(self) -> tuple[tuple[int, int], tuple[int, int]]:
         """Columns and rows of the model image that show the photo and not padding."""
-        right = round(self.scale_x * self.original_width - self.offset_x)
-        bottom = round(self.scale_y * self.original_height - self.offset_y)
+        width, height = self._resized
+        right, bottom = round(width - self.offset_x), round(height - self.offset_y)
         return (
             (max(0, round(-self.offset_x)), min(self.width, right)),
             (max(0, round(-self.offset_y)), min(self.height, bottom)),
@@ -109,9 +136,10 @@ class ImageFit:
     def image_to_model(self, image: Image.Image | np.ndarray) -> np.ndarray:
         """Crop, resize and pad a photo.
 
-        Pillow's bicubic widens its kernel when it shrinks, so it does not alias at any reduction,
-        and it is what VGGT resizes with. Pillow's box filter is not used: it weights every source
-        pixel 0 or 1, which is uneven unless the reduction is a whole number.
+        Pillow's bicubic and Lanczos widen their kernel when they shrink, so they do not alias at
+        any reduction, and they are what VGGT and Pi3 resize with. Pillow's box filter is not used:
+        it weights every source pixel 0 or 1, which is uneven unless the reduction is a whole
+        number.
 
         Args:
             image: RGB picture or uint8 array [original_height, original_width, 3].
@@ -124,16 +152,23 @@ class ImageFit:
         """
         picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
         self._check_size(picture.height, picture.width)
-        (left, right), (top, bottom) = self._shown
-        box = (
-            max(0.0, (left + self.offset_x) / self.scale_x),
-            max(0.0, (top + self.offset_y) / self.scale_y),
-            min(float(self.original_width), (right + self.offset_x) / self.scale_x),
-            min(float(self.original_height), (bottom + self.offset_y) / self.scale_y),
-        )
-        shown = picture.convert("RGB").resize(
-            (right - left, bottom - top), Image.Resampling.BICUBIC, box=box
-        )
+        (left, right), (top, bottom) = self.shown
+        if picture.mode != "RGB":
+            picture = picture.convert("RGB")
+        resample = _FILTERS[self.resample]
+        if self.crop_last:
+            x, y = round(self.offset_x), round(self.offset_y)
+            width, height = self._resized
+            resized = picture.resize((round(width), round(height)), resample)
+            shown = resized.crop((left + x, top + y, right + x, bottom + y))
+        else:
+            box = (
+                max(0.0, (left + self.offset_x) / self.scale_x),
+                max(0.0, (top + self.offset_y) / self.scale_y),
+                min(float(self.original_width), (right + self.offset_x) / self.scale_x),
+                min(float(self.original_height), (bottom + self.offset_y) / self.scale_y),
+            )
+            shown = picture.resize((right - left, bottom - top), resample, box=box)
         canvas = Image.new("RGB", (self.width, self.height), _WHITE)
         canvas.paste(shown, (left, top))
         return np.array(canvas)
@@ -220,4 +255,117 @@ def square_crop(size: int) -> FitRule:
 
     return FitRule(
         name=f"square_crop({size})", choose=lambda sizes: [fit(*size) for size in sizes]
+    )
+
+
+def vggt_crop(size: int, patch_size: int) -> FitRule:
+    """VGGT's rule for photos: full width, the middle of what is taller than wide.
+
+    Each photo gets ``size`` columns and the nearest whole number of patches in height; what
+    exceeds ``size`` rows is cropped alike at the top and bottom. Lower photos of a scene are
+    padded white to the height of the highest. ("crop" mode of load_and_preprocess_images, VGGT.)
+
+    Raises:
+        ConfigError: ``size`` is not a positive multiple of ``patch_size``.
+    """
+    _check_patches("crop", size, patch_size)
+
+    def choose(sizes: Sequence[tuple[int, int]]) -> list[ImageFit]:
+        resized = [(size, _whole_patches(h * (size / w), patch_size)) for w, h in sizes]
+        output = (size, min(size, max(height for _, height in resized)))
+        return [_centred(*pair, output) for pair in zip(sizes, resized, strict=True)]
+
+    return FitRule(name=f"crop({size})", choose=choose)
+
+
+def vggt_pad(size: int, patch_size: int) -> FitRule:
+    """VGGT's rule that keeps all of a photo: padded white to a square.
+
+    The longer side gets ``size`` pixels and the other the nearest whole number of patches.
+    ("pad" mode of load_and_preprocess_images, VGGT.)
+
+    Raises:
+        ConfigError: ``size`` is not a positive multiple of ``patch_size``.
+    """
+    _check_patches("pad", size, patch_size)
+
+    def fit(width: int, height: int) -> ImageFit:
+        if width >= height:
+            resized = (size, _whole_patches(height * (size / width), patch_size))
+        else:
+            resized = (_whole_patches(width * (size / height), patch_size), size)
+        return _centred((width, height), resized, (size, size))
+
+    return FitRule(name=f"pad({size})", choose=lambda sizes: [fit(*size) for size in sizes])
+
+
+def pixel_budget(max_pixels: int, patch_size: int) -> FitRule:
+    """Pi3's rule: all photos stretched to one size near the shape of the first.
+
+    The first photo is scaled to ``max_pixels``, both sides are rounded to whole patches, and the
+    side that is too long for its shape gives up patches until the budget holds. The aspect ratio
+    is kept only roughly, so the two scales differ. (load_images_as_tensor, Pi3.)
+
+    Raises:
+        ConfigError: the budget does not hold one patch.
+    """
+    if patch_size < 1 or max_pixels < patch_size**2:
+        raise ConfigError(
+            f"a pixel budget must hold at least one patch of {patch_size}x{patch_size} pixels, "
+            f"found {max_pixels}"
+        )
+
+    def choose(sizes: Sequence[tuple[int, int]]) -> list[ImageFit]:
+        width, height = sizes[0]
+        scale = sqrt(max_pixels / (width * height))
+        columns = max(1, round(width * scale / patch_size))
+        rows = max(1, round(height * scale / patch_size))
+        while columns * rows * patch_size**2 > max_pixels:
+            too_wide = columns / rows > width / height
+            if rows == 1 or (too_wide and columns > 1):
+                columns -= 1
+            else:
+                rows -= 1
+        output = (columns * patch_size, rows * patch_size)
+        return [_centred(size, output, output, resample="lanczos") for size in sizes]
+
+    return FitRule(name=f"pixel_budget({max_pixels})", choose=choose)
+
+
+def _check_patches(name: str, size: int, patch_size: int) -> None:
+    if size < 1 or patch_size < 1 or size % patch_size:
+        raise ConfigError(
+            f"{name} needs a size that is a positive multiple of the patch size {patch_size}, "
+            f"found {size}"
+        )
+
+
+def _whole_patches(length: float, patch_size: int) -> int:
+    """The nearest length in whole patches, at least one."""
+    return max(1, round(length / patch_size)) * patch_size
+
+
+def _centred(
+    original: tuple[int, int],
+    resized: tuple[int, int],
+    output: tuple[int, int],
+    resample: Resample = "bicubic",
+) -> ImageFit:
+    """The photo at size ``resized`` in the middle of ``output``, cropped or padded to it."""
+    scale_x, scale_y = (to / of for to, of in zip(resized, original, strict=True))
+    # Towards zero: an odd pixel is cropped or padded at the right and bottom, as VGGT does.
+    offset_x, offset_y = (trunc((of - to) / 2) for of, to in zip(resized, output, strict=True))
+    # Exactly as upstream resizes, except for photos so narrow that this would fill the memory.
+    crop_last = resized[0] * resized[1] <= _MAX_RESIZED_PIXELS
+    return ImageFit(
+        original_width=original[0],
+        original_height=original[1],
+        scale_x=scale_x,
+        scale_y=scale_y,
+        offset_x=float(offset_x),
+        offset_y=float(offset_y),
+        width=output[0],
+        height=output[1],
+        resample=resample,
+        crop_last=crop_last,
     )

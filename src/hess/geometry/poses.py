@@ -1,4 +1,4 @@
-"""Rigid camera poses: composition helpers, quaternions (scalar last) and rotation angles.
+"""Rigid camera poses: composition helpers, quaternions (scalar last), rotations and angles.
 
 A pose ``a_from_b`` is a matrix [..., 4, 4] that maps coordinates of frame b to frame a.
 """
@@ -89,6 +89,29 @@ def matrix_to_quaternion(rotation: Tensor) -> Tensor:
     row = products.gather(-2, largest[..., None, None].expand(*largest.shape, 1, 4)).squeeze(-2)
     quaternion = row / torch.linalg.vector_norm(row, dim=-1, keepdim=True)
     return torch.where(quaternion[..., 3:] < 0, -quaternion, quaternion)
+
+
+def nearest_rotation(matrix: Tensor) -> Tensor:
+    """The rotation nearest to each ``matrix`` [..., 3, 3] (orthogonal Procrustes problem).
+
+    The gradient is exact also where singular values coincide, as they do at every rotation and
+    where the derivative of the SVD itself is undefined: with M = U S Vᵀ, it turns R = U Vᵀ by
+    the skew part of Uᵀ dM V, divided by the sums (not differences) of singular values.
+
+    Raises:
+        LayoutError: the last dimensions are not [3, 3].
+    """
+    _check_shape("matrix", matrix, (3, 3))
+    with torch.no_grad():
+        u, s, vh = torch.linalg.svd(matrix)
+        # A reflection is mended along the axis where that costs least, the last.
+        sign = torch.linalg.det(u @ vh).sign()
+        mend = torch.stack([torch.ones_like(sign), torch.ones_like(sign), sign], dim=-1)
+        u, s = u * mend[..., None, :], s * mend
+        sums = s[..., :, None] + s[..., None, :]
+        sums.diagonal(dim1=-2, dim2=-1).fill_(1.0)  # divides zeros only
+    inner = u.mT @ matrix @ vh.mT
+    return u @ vh + u @ ((inner - inner.mT) / sums) @ vh
 
 
 def rotation_angle_deg(rotation: Tensor) -> Tensor:

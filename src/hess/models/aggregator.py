@@ -6,10 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from hess.attention.layout import TokenLayout
-from hess.models.layers import Block, patch_positions, rope_tables
+from hess.models.layers import Block, over_views, patch_positions, rope_tables, run_block
 
 IMAGE_MEAN = (0.485, 0.456, 0.406)
 IMAGE_STD = (0.229, 0.224, 0.225)
+
+PairTokens = tuple[Tensor, Tensor]
+"""Tokens after the frame and after the global attention of one block pair, each [B, N, tokens,
+dim]. Heads read both side by side; kept apart they are no copies."""
 
 
 class Aggregator(nn.Module):
@@ -25,9 +29,6 @@ class Aggregator(nn.Module):
         num_registers: register tokens per view.
         layer_scale: initial LayerScale of the blocks.
     """
-
-    image_mean: Tensor
-    image_std: Tensor
 
     def __init__(
         self,
@@ -55,9 +56,11 @@ class Aggregator(nn.Module):
 
         self.frame_blocks = blocks()
         self.global_blocks = blocks()
-        for name, values in (("image_mean", IMAGE_MEAN), ("image_std", IMAGE_STD)):
-            buffer = torch.tensor(values).view(1, 1, 3, 1, 1)
-            self.register_buffer(name, buffer, persistent=False)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Patch tokens of ``images`` [views, 3, H, W] in [0, 1]: [views, patches, dim]."""
+        mean, std = (images.new_tensor(x).view(3, 1, 1) for x in (IMAGE_MEAN, IMAGE_STD))
+        return self.patch_embed((images - mean) / std)
 
     def special_tokens(self, batch: int, num_views: int) -> Tensor:
         """Camera and register tokens of all views: [B*N, num_special, dim]."""
@@ -65,15 +68,18 @@ class Aggregator(nn.Module):
         tokens = torch.cat([tokens[:1], tokens[1:].expand(num_views - 1, -1, -1)])
         return tokens.repeat(batch, 1, 1)
 
-    def forward(self, images: Tensor, layers: Collection[int]) -> dict[int, Tensor]:
+    def forward(
+        self, images: Tensor, layers: Collection[int], *, recompute: bool = False
+    ) -> dict[int, PairTokens]:
         """Aggregate ``images`` [B, N, 3, H, W] in [0, 1]; H and W are multiples of the patch.
 
         Args:
             layers: block pairs whose output is wanted; others are not kept, which is most of the
                 memory at many views.
+            recompute: hold the inputs of the blocks only, see :func:`run_block`.
 
         Returns:
-            Per wanted pair, its frame and global tokens side by side: [B, N, tokens, 2*dim].
+            The tokens of the wanted pairs.
         """
         batch, num_views, _, height, width = images.shape
         layout = TokenLayout(
@@ -82,23 +88,23 @@ class Aggregator(nn.Module):
             grid_w=width // self.patch_size,
             num_special=self.num_special,
         )
-        images = ((images - self.image_mean) / self.image_std).to(self.camera_token.dtype)
-        patches = self.patch_embed(images.flatten(0, 1))
-        special = self.special_tokens(batch, num_views)
-        x = torch.cat([special.to(patches.dtype), patches], dim=1)
-
+        patches = over_views(self.encode, images.flatten(0, 1), recompute=recompute)
+        # The special tokens are float32, and with them the residual stream.
+        x = torch.cat([self.special_tokens(batch, num_views), patches], dim=1)
         positions = patch_positions(layout.grid_h, layout.grid_w, self.num_special, x.device)
-        cos, sin = rope_tables(positions, self.head_dim)
-        frame_rope = cos.to(x.dtype), sin.to(x.dtype)
-        global_rope = frame_rope[0].repeat(num_views, 1), frame_rope[1].repeat(num_views, 1)
+        rope = rope_tables(positions, self.head_dim)
+        global_rope = rope[0].repeat(num_views, 1), rope[1].repeat(num_views, 1)
 
         kept = {}
         for i, (frame_block, global_block) in enumerate(
             zip(self.frame_blocks, self.global_blocks, strict=True)
         ):
-            frame = frame_block(x, frame_rope)
-            x = global_block(frame.view(batch, layout.num_tokens, -1), global_rope, layout)
-            x = x.view_as(frame)
-            if i in layers:
-                kept[i] = torch.cat([frame, x], dim=-1).unflatten(0, (batch, num_views))
+            x = run_block(frame_block, x, rope, recompute=recompute)
+            frame = x if i in layers else None  # else it would live through the next block
+            x = x.view(batch, layout.num_tokens, -1)
+            x = run_block(global_block, x, global_rope, layout, recompute=recompute)
+            x = x.view(batch * num_views, layout.tokens_per_view, -1)
+            if frame is not None:
+                views = batch, num_views
+                kept[i] = frame.unflatten(0, views), x.unflatten(0, views)
         return kept

@@ -1,13 +1,14 @@
 """Heads that turn tokens into a value and a confidence per pixel: DPT (VGGT's) and linear."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hess.models.layers import Mlp
+from hess.models.aggregator import PairTokens
+from hess.models.layers import Mlp, over_views
 
 Activation = Literal["inv_log", "exp"]
 
@@ -26,6 +27,33 @@ def activate(raw: Tensor, activation: Activation) -> tuple[Tensor, Tensor]:
     if activation == "exp":
         return value.exp(), confidence
     return value.sign() * value.abs().expm1(), confidence
+
+
+def predict_views(
+    raw: Callable[[list[Tensor]], Tensor],
+    activation: Activation,
+    pairs: Sequence[PairTokens],
+    num_special: int,
+    *,
+    recompute: bool,
+) -> tuple[Tensor, Tensor]:
+    """Run a head over chunks of views: what it holds in between does not grow with their number.
+
+    Args:
+        raw: from the patch tokens of the pairs, frame and global in turns, each [views, patches,
+            dim], to [views, H, W, channels + 1].
+
+    Returns:
+        value [B, N, H, W, channels] and confidence [B, N, H, W].
+    """
+
+    def run(*tokens: Tensor) -> tuple[Tensor, Tensor]:
+        return activate(raw([x[:, num_special:] for x in tokens]), activation)
+
+    tokens = [x.flatten(0, 1) for pair in pairs for x in pair]
+    value, confidence = over_views(run, *tokens, recompute=recompute)
+    views = pairs[0][0].shape[:2]
+    return value.unflatten(0, views), confidence.unflatten(0, views)
 
 
 class LinearHead(nn.Module):
@@ -58,15 +86,24 @@ class LinearHead(nn.Module):
         self.mlp = Mlp(dim * len(self.layers), dim, (channels + 1) * patch_size**2)
 
     def forward(
-        self, tokens: Mapping[int, Tensor], num_special: int, height: int, width: int
+        self,
+        tokens: Mapping[int, PairTokens],
+        num_special: int,
+        height: int,
+        width: int,
+        *,
+        recompute: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """See :meth:`DPTHead.forward`."""
-        x = torch.cat([tokens[i][:, :, num_special:] for i in self.layers], dim=-1)
         p = self.patch_size
-        x = self.mlp(self.norm(x)).float()
-        x = x.unflatten(-1, (p, p, -1)).unflatten(2, (height // p, width // p))
-        x = x.permute(0, 1, 2, 4, 3, 5, 6).flatten(4, 5).flatten(2, 3)
-        return activate(x, self.activation)
+
+        def raw(tokens: list[Tensor]) -> Tensor:
+            x = self.mlp(self.norm(torch.cat(tokens, dim=-1))).float()
+            x = x.unflatten(-1, (p, p, -1)).unflatten(1, (height // p, width // p))
+            return x.permute(0, 1, 3, 2, 4, 5).flatten(3, 4).flatten(1, 2)
+
+        pairs = [tokens[i] for i in self.layers]
+        return predict_views(raw, self.activation, pairs, num_special, recompute=recompute)
 
 
 class DPTHead(nn.Module):
@@ -97,7 +134,8 @@ class DPTHead(nn.Module):
         self.layers = tuple(layers)
         self.patch_size = patch_size
         self.activation: Activation = activation
-        c1, c2, c3, c4 = out_channels
+        self.features = features
+        self.out_channels = c1, c2, c3, c4 = tuple(out_channels)
         self.norm = nn.LayerNorm(dim)
         self.projects = nn.ModuleList(nn.Conv2d(dim, c, 1) for c in out_channels)
         self.resize_layers = nn.ModuleList(
@@ -111,32 +149,45 @@ class DPTHead(nn.Module):
         self.scratch = _Fusion(features, (c1, c2, c3, c4), channels + 1)
 
     def forward(
-        self, tokens: Mapping[int, Tensor], num_special: int, height: int, width: int
+        self,
+        tokens: Mapping[int, PairTokens],
+        num_special: int,
+        height: int,
+        width: int,
+        *,
+        recompute: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """Dense prediction.
 
         Args:
-            tokens: per block pair [B, N, tokens, dim], specials first.
+            tokens: per block pair, specials first.
             num_special: special tokens per view.
             height, width: image size in pixels.
+            recompute: make activations anew in the backward pass, see :func:`over_views`.
 
         Returns:
             value [B, N, H, W, channels] and confidence [B, N, H, W].
         """
-        batch, num_views = tokens[self.layers[0]].shape[:2]
-        grid_h, grid_w = height // self.patch_size, width // self.patch_size
-        levels = []
-        for layer, project, resize in zip(
-            self.layers, self.projects, self.resize_layers, strict=True
-        ):
-            x = self.norm(tokens[layer][:, :, num_special:].flatten(0, 1))
-            x = project(x.transpose(1, 2).unflatten(2, (grid_h, grid_w)))
-            levels.append(resize(_add_position(x, width / height)))
-        x = self.scratch.fuse(levels)
-        x = F.interpolate(x, size=(height, width), mode="bilinear", align_corners=True)
-        x = self.scratch.output_conv2(_add_position(x, width / height))
-        x = x.permute(0, 2, 3, 1).unflatten(0, (batch, num_views))
-        return activate(x, self.activation)
+        grid = height // self.patch_size, width // self.patch_size
+        aspect_ratio, like = width / height, self.norm.weight
+        level_codes = [position_code(c, *grid, aspect_ratio, like) for c in self.out_channels]
+        pixel_code = position_code(self.features // 2, height, width, aspect_ratio, like)
+
+        def raw(tokens: list[Tensor]) -> Tensor:
+            levels = []
+            for i, (project, resize) in enumerate(
+                zip(self.projects, self.resize_layers, strict=True)
+            ):
+                x = self.norm(torch.cat(tokens[2 * i : 2 * i + 2], dim=-1))
+                x = project(x.transpose(1, 2).unflatten(2, grid)) + level_codes[i]
+                levels.append(resize(x))
+            x = self.scratch.fuse(levels)
+            x = F.interpolate(x, size=(height, width), mode="bilinear", align_corners=True)
+            x += pixel_code
+            return self.scratch.output_conv2(x).permute(0, 2, 3, 1)
+
+        pairs = [tokens[i] for i in self.layers]
+        return predict_views(raw, self.activation, pairs, num_special, recompute=recompute)
 
 
 class _Fusion(nn.Module):
@@ -190,24 +241,28 @@ class _ResidualConv(nn.Module):
         return x + self.conv2(self.conv1(x).relu())
 
 
-def _add_position(x: Tensor, aspect_ratio: float, ratio: float = 0.1) -> Tensor:
-    """Add ``ratio`` times a sine-cosine code of the pixel's place on the image plane.
+def position_code(
+    channels: int,
+    height: int,
+    width: int,
+    aspect_ratio: float,
+    like: Tensor,
+    ratio: float = 0.1,
+) -> Tensor:
+    """``ratio`` times a sine-cosine code of a pixel's place on the image plane: [channels, H, W].
 
-    Coordinates span the image with unit half-diagonal, so that aspect ratios are comparable.
+    Coordinates span the image with unit half-diagonal, so that aspect ratios are comparable. The
+    type and the device are those of ``like``.
     """
-    _, channels, height, width = x.shape
     diagonal = (aspect_ratio**2 + 1) ** 0.5
-    axes = []
+    exponent = torch.arange(channels // 4, device=like.device, dtype=torch.float64)
+    frequency = 100.0 ** -(exponent / (channels // 4))
+    codes = []
     for count, span in ((width, aspect_ratio / diagonal), (height, 1 / diagonal)):
         edge = span * (count - 1) / count
-        axes.append(torch.linspace(-edge, edge, count, device=x.device, dtype=torch.float32))
-    quarter = channels // 4
-    exponent = torch.arange(quarter, device=x.device, dtype=torch.float64) / quarter
-    frequency = 100.0**-exponent
-    codes = []
-    for axis in axes:
-        angle = axis.double()[:, None] * frequency
-        codes.append(torch.cat([angle.sin(), angle.cos()], dim=1).to(x.dtype))
-    horizontal = codes[0].T[None, :, None, :].expand(1, -1, height, -1)
-    vertical = codes[1].T[None, :, :, None].expand(1, -1, -1, width)
-    return x + ratio * torch.cat([horizontal, vertical], dim=1)
+        axis = torch.linspace(-edge, edge, count, device=like.device, dtype=torch.float32)
+        angle = frequency[:, None] * axis.double()
+        codes.append(torch.cat([angle.sin(), angle.cos()]).to(like.dtype))
+    horizontal = codes[0][:, None, :].expand(-1, height, -1)
+    vertical = codes[1][:, :, None].expand(-1, -1, width)
+    return ratio * torch.cat([horizontal, vertical])

@@ -1,24 +1,45 @@
-"""Load a model by name or from a weight file, without ever running code from the file."""
+"""Load a model by name, from a weight file, or from the object of another package."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+import logging
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import fields
-from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from hess.errors import BackendUnavailableError, CheckpointError, ConfigError
 from hess.files import write_atomically
+from hess.models.base import Model
+from hess.models.catalog import BUNDLED, PUBLIC, UNSUPPORTED, known_models, license_notice
 from hess.models.layers import use_precision
-from hess.models.vggt import VGGT, VGGTConfig
+from hess.models.pi3 import Pi3, Pi3Config
+from hess.models.vggt import VGGT, VGGT_1B, VGGTConfig
+from hess.models.weight_file import (
+    read_weights,
+    stream_weights,
+    weight_file,
+    without_wrapper,
+)
 
-BUNDLED = ("nano",)
+_log = logging.getLogger(__name__)
+
+# The first mark that begins a key decides: VGGT-Omega and Pi3X share keys with their ancestors.
+_MARKS = {
+    "aggregator.inter_frame_blocks.": "VGGT-Omega",
+    "aggregator.global_blocks.": "VGGT",
+    "metric_token": "Pi3X",
+    "register_token": "Pi3",
+}
+_PUBLIC: dict[str, Callable[[str], Model]] = {
+    "VGGT": lambda name: VGGT(VGGT_1B, name),
+    "Pi3": lambda name: Pi3(Pi3Config(), name),
+}
+_UNUSED = "track_head."  # of VGGT: nothing in this package tracks points
 
 
 def load_model(
@@ -26,19 +47,27 @@ def load_model(
     *,
     device: torch.device | str = "cpu",
     dtype: torch.dtype | str = torch.float32,
-) -> VGGT:
+) -> Model:
     """A model in eval mode, ready for :func:`hess.reconstruct`.
 
+    Tensors are read one by one and brought to their final type and place at once, so loading
+    takes little more memory than the model itself.
+
     Args:
-        name_or_path: "nano" (bundled), or a ``.safetensors`` file that ``hess train-nano`` wrote.
+        name_or_path: "nano" (bundled), a Hugging Face id such as "facebook/VGGT-1B" or
+            "yyfz233/Pi3" (a revision may follow: "facebook/VGGT-1B@main"), a folder with a weight
+            file, or a weight file (.safetensors, .pt, .pth, .bin, .ckpt). The tensors' names, not
+            the file's, decide the architecture.
         device: where the weights live.
-        dtype: their precision, as a torch type or one of its names ("bfloat16").
+        dtype: their precision, as a torch type or one of its names ("bfloat16"). A half precision
+            applies to the matrices of the backbone; the rest stays in float32.
 
     Raises:
         BackendUnavailableError: the device is not there.
         ConfigError: not a floating-point type.
-        CheckpointError: no such file, a damaged file, or weights that do not fit the
-            architecture the file names.
+        CheckpointError: no such model, a damaged file, one that would run code, or weights of
+            another architecture or size.
+        OSError: a file cannot be read, or the download cache not be written.
     """
     precision = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if not isinstance(precision, torch.dtype) or not precision.is_floating_point:
@@ -50,10 +79,71 @@ def load_model(
             f"device {str(device)!r} was asked for, but torch {torch.__version__} sees no CUDA "
             "device; use device='cpu' or a CUDA build of torch"
         )
-    with _weight_file(name_or_path) as path:
-        model = _load(path)
+    with weight_file(name_or_path) as (path, name):
+        weights, header = read_weights(path)
+        model: Model
+        if header.get("format") == "hess-vggt":
+            model = _from_header(header, path, name)
+            _check_fit(model, weights, path, "the architecture in its own header")
+        else:
+            model = _recognise(weights, path, name)
+        use_precision(model, model.backbone_parts(), precision)
+        empty = model.state_dict()
+        return _ready(
+            model,
+            {
+                key: tensor.to(device, empty[key].dtype, copy=True)
+                for key, tensor in stream_weights(path, empty)
+            },
+        )
+
+
+def empty_model(name: str) -> Model:
+    """A model of :func:`known_models` on the meta device: all of it but the weights.
+
+    Nothing is downloaded. It serves to plan with (:mod:`hess.footprint`), or to be filled.
+
+    Raises:
+        CheckpointError: not one of these names.
+    """
+    if name in BUNDLED:
+        with weight_file(name) as (path, _):
+            return _from_header(read_weights(path)[1], path, name)
+    known = PUBLIC.get(name)
+    if known is None or known.architecture in UNSUPPORTED:
+        raise CheckpointError(
+            f"{name!r} is none of the models whose architecture is known beforehand: "
+            f"{', '.join(known_models())}"
+        )
+    with torch.device("meta"):
+        return _PUBLIC[known.architecture](name).eval().requires_grad_(False)
+
+
+def from_upstream(module: nn.Module) -> Model:
+    """A model that shares its weights with an object of the upstream ``vggt`` or ``pi3`` package.
+
+    Any module with their state-dict keys will do. Device and precision stay as they are. Tensors
+    are shared, not copied; only of a half-precision module those outside the backbone's matrices
+    are widened to float32, as the arithmetic here wants. ``module`` itself is not changed.
+
+    Raises:
+        ConfigError: it is no torch module.
+        CheckpointError: it is of another architecture or size, or lacks a head.
+    """
+    name = type(module).__name__
+    if not isinstance(module, nn.Module):
+        raise ConfigError(
+            f"expected a torch module, found a {name}; for files there is load_model"
+        )
+    weights = without_wrapper(module.state_dict())
+    model = _recognise(weights, f"this {name}", name)
+    elements: Counter[torch.dtype] = Counter()
+    for tensor in weights.values():
+        elements[tensor.dtype] += tensor.numel()
+    precision, _ = elements.most_common(1)[0]
     use_precision(model, model.backbone_parts(), precision)
-    return model.to(device)
+    empty = model.state_dict()
+    return _ready(model, {key: weights[key].to(empty[key].dtype) for key in empty})
 
 
 def save_model(model: VGGT, path: Path, training: dict[str, Any]) -> None:
@@ -73,70 +163,26 @@ def read_training_record(name_or_path: str | Path) -> dict[str, Any]:
     Raises:
         CheckpointError: no such file, or not such a file.
     """
-    with _weight_file(name_or_path) as path:
-        return _read(path)[1]["training"]
+    with weight_file(name_or_path) as (path, _):
+        _, header = read_weights(path)
+        return _header_value(header, "training", path)
 
 
-@contextmanager
-def _weight_file(name_or_path: str | Path) -> Iterator[Path]:
-    if str(name_or_path) in BUNDLED:
-        with as_file(files("hess") / "assets" / f"{name_or_path}.safetensors") as path:
-            yield path
-        return
-    path = Path(name_or_path)
-    if not path.is_file():
-        raise CheckpointError(
-            f"no model named {str(name_or_path)!r} and no such file; bundled models: "
-            f"{', '.join(BUNDLED)}; a trained model is a .safetensors file"
-        )
-    yield path
-
-
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors, and the header's "config" and "training" as JSON values."""
+def _header_value(header: dict[str, str], key: str, path: Path) -> Any:
+    if header.get("format") != "hess-vggt":
+        raise CheckpointError(f"{path} was not written by `hess train-nano`: it has no header")
     try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            weights = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{path} is not a readable safetensors file ({error}); download or train it again"
-        ) from error
-    if metadata.get("format") != "hess-vggt":
-        raise CheckpointError(
-            f"{path} does not say which architecture it holds (no 'hess-vggt' header); "
-            "use a file that `hess train-nano` wrote"
-        )
-    try:
-        header = {key: json.loads(metadata[key]) for key in ("config", "training")}
+        return json.loads(header[key])
     except (KeyError, ValueError) as error:
         raise CheckpointError(
             f"{path} has a damaged header ({error!r}); download or train it again"
         ) from error
-    return weights, header
 
 
-def _load(path: Path) -> VGGT:
-    weights, header = _read(path)
-    config = _config_from(header["config"], path)
-    # The initial weights are drawn at random, which must not be felt outside.
-    with torch.random.fork_rng(devices=[]):
-        model = VGGT(config, model_name=path.stem)
-    expected = {k: tuple(v.shape) for k, v in model.state_dict().items()}
-    found = {k: tuple(v.shape) for k, v in weights.items()}
-    if expected != found:
-        both = expected.keys() | found.keys()
-        wrong = sorted(key for key in both if expected.get(key) != found.get(key))
-        raise CheckpointError(
-            f"{path} does not fit the architecture in its own header: {len(wrong)} tensors are "
-            f"missing, unexpected or of another shape, the first is {wrong[0]!r} (expected "
-            f"{expected.get(wrong[0])}, found {found.get(wrong[0])})"
-        )
-    model.load_state_dict(weights)
-    return model.eval().requires_grad_(False)
-
-
-def _config_from(values: Any, path: Path) -> VGGTConfig:
+def _from_header(header: dict[str, str], path: Path, name: str) -> VGGT:
+    """An empty model of the configuration that a file of :func:`save_model` names."""
+    values = _header_value(header, "config", path)
+    _header_value(header, "training", path)
     if not isinstance(values, dict):
         raise CheckpointError(
             f"{path} must name its settings, found {values!r}; download or train it again"
@@ -149,6 +195,68 @@ def _config_from(values: Any, path: Path) -> VGGTConfig:
         )
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     try:
-        return VGGTConfig(**values)
+        config = VGGTConfig(**values)
     except (ConfigError, TypeError) as error:
         raise CheckpointError(f"{path} holds an impossible configuration: {error}") from error
+    with torch.device("meta"):
+        return VGGT(config, model_name=name)
+
+
+def _recognise(weights: dict[str, Tensor], source: Path | str, name: str) -> Model:
+    """An empty model of the public architecture that the weights belong to."""
+    marked = (a for mark, a in _MARKS.items() if any(key.startswith(mark) for key in weights))
+    architecture = next(marked, None)
+    if architecture is None:
+        raise CheckpointError(
+            f"{source} has the keys of no supported architecture ({', '.join(_PUBLIC)}); found "
+            f"{len(weights)} tensors, the first are {', '.join(map(repr, list(weights)[:3]))}"
+        )
+    if architecture in UNSUPPORTED:
+        raise CheckpointError(
+            f"{source} holds {architecture}, which is not supported: {UNSUPPORTED[architecture]}"
+        )
+    kept = {k: v for k, v in weights.items() if not k.startswith(_UNUSED)}
+    if len(kept) < len(weights):
+        _log.info("%s: %d tensors of %s skipped", name, len(weights) - len(kept), _UNUSED)
+    with torch.device("meta"):
+        model = _PUBLIC[architecture](name)
+    _check_fit(model, kept, source, f"the public {architecture}")
+    model.weights_license = license_notice(name, architecture)
+    _log.info("%s", model.weights_license)
+    return model
+
+
+def _check_fit(
+    model: nn.Module, weights: Mapping[str, Tensor], source: Path | str, what: str
+) -> None:
+    expected = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+    found = {
+        key: tuple(tensor.shape) if tensor.is_floating_point() else f"of {tensor.dtype}"
+        for key, tensor in weights.items()
+    }
+    missing = [key for key in expected if key not in found]
+    unexpected = [key for key in found if key not in expected]
+    different = [key for key in expected if key in found and expected[key] != found[key]]
+    if not (missing or unexpected or different):
+        return
+    first = "; ".join(
+        f"{key!r} (expected {expected.get(key)}, found {found.get(key)})"
+        for key in [*different, *missing, *unexpected][:3]
+    )
+    parts = {key.split(".")[0] for key in missing} - {key.split(".")[0] for key in found}
+    if parts:
+        cause = f"it was made or saved without {', '.join(sorted(parts))}, which is needed here"
+    elif different:
+        cause = "another size of this architecture, which is not supported?"
+    else:
+        cause = "a variant of this architecture, or a damaged copy?"
+    raise CheckpointError(
+        f"{source} does not fit {what}: {len(missing)} tensors missing, {len(unexpected)} "
+        f"unexpected, {len(different)} of another shape or type; the first: {first}; {cause}"
+    )
+
+
+def _ready(model: Model, weights: dict[str, Tensor]) -> Model:
+    """An empty model, filled with these very tensors."""
+    model.load_state_dict(weights, assign=True)
+    return model.eval().requires_grad_(False)

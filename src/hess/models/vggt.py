@@ -1,30 +1,28 @@
 """VGGT: photos in, cameras, depth and a point map out, all in the first camera's frame."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
 
-from hess.errors import ConfigError, LayoutError
-from hess.geometry.image_fit import square_crop
+from hess.errors import ConfigError
+from hess.geometry.image_fit import square_crop, vggt_crop
 from hess.geometry.poses import invert_pose
-from hess.models.aggregator import Aggregator
-from hess.models.base import GlobalAttentionSite, Model, Predictions
+from hess.models.aggregator import Aggregator, PairTokens
+from hess.models.base import Anatomy, GlobalAttentionSite, Model, ModelConfig, Predictions
 from hess.models.camera_head import CameraHead, decode_cameras
 from hess.models.dense_heads import Activation, DPTHead, LinearHead
 from hess.models.dinov2 import DinoVisionTransformer, PatchEmbed
 
 
 @dataclass(frozen=True, kw_only=True)
-class VGGTConfig:
-    """Sizes of a VGGT. The defaults are those of the public VGGT-1B.
+class VGGTConfig(ModelConfig):
+    """Sizes of a VGGT, beside those every model has. :data:`VGGT_1B` is the public one's.
 
     Args:
-        image_size: longest image side in pixels.
-        patch_size: side of a patch in pixels.
-        dim, depth, num_heads: width, frame/global block pairs and heads of the aggregator.
+        depth: frame/global block pairs of the aggregator.
         num_registers: register tokens per view.
-        layer_scale: initial LayerScale of the aggregator and the camera head.
         patch_embed: "vit" (DINOv2) or "conv" (a single strided convolution).
         vit_depth, vit_registers: blocks and register tokens of the DINOv2 encoder, whose width
             and heads are the aggregator's.
@@ -32,19 +30,16 @@ class VGGTConfig:
         dense_head: "dpt" or "linear".
         dense_layers: block pairs that the dense heads read (four for "dpt").
         dpt_features, dpt_out_channels: widths of the DPT head.
-        block_size_q, block_size_kv: default tile of the block-sparse attention, in tokens.
+        image_rule: how photos are brought to size: "square" shows the largest centred square,
+            "crop" the full width and at most as much height, as the public model does.
+        cloud_from: see :class:`Model`.
 
     Raises:
         ConfigError: sizes that do not fit together.
     """
 
-    image_size: int = 518
-    patch_size: int = 14
-    dim: int = 1024
     depth: int = 24
-    num_heads: int = 16
     num_registers: int = 4
-    layer_scale: float = 0.01
     patch_embed: Literal["vit", "conv"] = "vit"
     vit_depth: int = 24
     vit_registers: int = 4
@@ -55,31 +50,27 @@ class VGGTConfig:
     dense_layers: tuple[int, ...] = (4, 11, 17, 23)
     dpt_features: int = 256
     dpt_out_channels: tuple[int, int, int, int] = (256, 512, 1024, 1024)
-    block_size_q: int = 128
-    block_size_kv: int = 64
+    image_rule: Literal["square", "crop"] = "square"
+    cloud_from: Literal["point_head", "depth"] = "point_head"
+
+    may_be_zero: ClassVar[frozenset[str]] = frozenset(
+        {"vit_depth", "vit_registers", "num_registers", "dense_layers"}
+    )
 
     def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            sizes = value if isinstance(value, (list, tuple)) else (value,)
-            may_be_zero = name in ("vit_depth", "vit_registers", "num_registers", "dense_layers")
-            if any(isinstance(x, int) and x < (0 if may_be_zero else 1) for x in sizes):
-                raise ConfigError(f"{name} is too small: {value}")
-        for name, known in (("patch_embed", ("vit", "conv")), ("dense_head", ("dpt", "linear"))):
+        super().__post_init__()
+        for name, known in (
+            ("patch_embed", ("vit", "conv")),
+            ("dense_head", ("dpt", "linear")),
+            ("image_rule", ("square", "crop")),
+            ("cloud_from", ("point_head", "depth")),
+        ):
             if getattr(self, name) not in known:
                 raise ConfigError(f"{name} must be one of {known}, found {getattr(self, name)!r}")
         if 2 * self.dim % self.camera_heads:
             raise ConfigError(
                 f"twice dim ({2 * self.dim}) must be a multiple of camera_heads "
                 f"({self.camera_heads})"
-            )
-        if self.dim % (4 * self.num_heads):
-            raise ConfigError(
-                f"dim must be a multiple of 4 * num_heads (rotary positions pair channels), "
-                f"found dim {self.dim} with {self.num_heads} heads"
-            )
-        if self.image_size % self.patch_size:
-            raise ConfigError(
-                f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}"
             )
         if not self.dense_layers or max(self.dense_layers) >= self.depth:
             raise ConfigError(
@@ -89,9 +80,9 @@ class VGGTConfig:
         if self.dense_head == "dpt" and len(self.dense_layers) != 4:
             raise ConfigError(f"a DPT head reads four layers, found {self.dense_layers}")
 
-    def as_dict(self) -> dict[str, object]:
-        """The configuration as JSON values."""
-        return asdict(self)
+
+VGGT_1B = VGGTConfig(image_rule="crop", cloud_from="depth")
+"""The public checkpoint, whose authors found the clouds of its depth maps better."""
 
 
 class VGGT(Model):
@@ -107,8 +98,12 @@ class VGGT(Model):
         super().__init__()
         self.config = config
         self.model_name = model_name
-        self.image_rule = square_crop(config.image_size)
-        self.cloud_from = "point_head"
+        self.image_rule = (
+            square_crop(config.image_size)
+            if config.image_rule == "square"
+            else vggt_crop(config.image_size, config.patch_size)
+        )
+        self.cloud_from = config.cloud_from
         self.patch_size = config.patch_size
         self.num_special = 1 + config.num_registers
         self.num_heads = config.num_heads
@@ -144,23 +139,32 @@ class VGGT(Model):
     def backbone_parts(self) -> list[nn.Module]:
         return [self.aggregator]
 
-    def tokens(self, images: Tensor) -> dict[int, Tensor]:
-        """Aggregated tokens of the block pairs that the heads read: [B, N, tokens, 2*dim] each.
+    def anatomy(self) -> Anatomy:
+        encoder = self.aggregator.patch_embed
+        has_blocks = isinstance(encoder, DinoVisionTransformer)
+        return Anatomy(
+            encoder_blocks=list(encoder.blocks) if has_blocks else [],
+            encoder_special=1 + self.config.vit_registers if has_blocks else 0,
+            frame_blocks=list(self.aggregator.frame_blocks),
+            kept=2 * len({*self.config.dense_layers, self.config.depth - 1}),
+            heads=[self.depth_head, self.point_head],
+            pixel_values=1 + 1 + 3 + 1,
+        )
+
+    def tokens(self, images: Tensor) -> dict[int, PairTokens]:
+        """Aggregated tokens of the block pairs that the heads read.
 
         Raises:
             LayoutError: images are not [B, N, 3, H, W] with H and W multiples of the patch.
         """
-        p = self.patch_size
-        if images.ndim != 5 or images.shape[2] != 3 or images.shape[3] % p or images.shape[4] % p:
-            raise LayoutError(
-                f"expected images [batch, views, 3, H, W] with H and W multiples of {p}, found "
-                f"{tuple(images.shape)}; bring photos to the model's size before the forward pass"
-            )
-        return self.aggregator(images, {*self.config.dense_layers, self.config.depth - 1})
+        self.token_layout(images)  # refuses what does not fit
+        wanted = {*self.config.dense_layers, self.config.depth - 1}
+        return self.aggregator(images, wanted, recompute=self.recompute)
 
-    def camera_encodings(self, tokens: dict[int, Tensor]) -> list[Tensor]:
+    def camera_encodings(self, tokens: dict[int, PairTokens]) -> list[Tensor]:
         """Pose encodings [B, N, 9] after each iteration of the camera head."""
-        camera_tokens = tokens[self.config.depth - 1][:, :, 0]
+        last = tokens[self.config.depth - 1]
+        camera_tokens = torch.cat([x[:, :, 0] for x in last], dim=-1)
         return self.camera_head(camera_tokens, self.config.camera_iterations)
 
     def forward(self, images: Tensor) -> Predictions:
@@ -168,8 +172,9 @@ class VGGT(Model):
         height, width = images.shape[-2:]
         encoding = self.camera_encodings(tokens)[-1]
         cam_from_world, intrinsics = decode_cameras(encoding, height, width)
-        depth, depth_confidence = self.depth_head(tokens, self.num_special, height, width)
-        points, point_confidence = self.point_head(tokens, self.num_special, height, width)
+        inputs = tokens, self.num_special, height, width
+        depth, depth_confidence = self.depth_head(*inputs, recompute=self.recompute)
+        points, point_confidence = self.point_head(*inputs, recompute=self.recompute)
         return Predictions(
             world_from_cam=invert_pose(cam_from_world),
             intrinsics=intrinsics,

@@ -219,7 +219,7 @@ class Trainer:
             "depth": confident_loss((depth[..., 0] - targets.depth).abs(), depth_confidence),
         }
         if self.config.matching:
-            layers = [tokens[i][:, :, special:, NANO.dim :] for i in range(NANO.depth)]
+            layers = [tokens[i][1][:, :, special:] for i in range(NANO.depth)]
             losses["matching"] = self.matching(layers, _patch_means(targets.points))
         return losses
 
