@@ -8,7 +8,7 @@ import torch
 from safetensors import safe_open
 
 from hess.errors import ConfigError, LayoutError
-from hess.geometry.image_fit import square_crop, vggt_crop
+from hess.geometry.fit_rules import square_crop, vggt_crop
 from hess.geometry.poses import invert_pose
 from hess.models import layers
 from hess.models.camera_head import decode_cameras, encode_cameras

@@ -35,14 +35,8 @@ from hess.datasets.photos import (
 )
 from hess.datasets.rgbd import read_depth_mm, register_depth
 from hess.errors import ConfigError, DatasetError, LayoutError
-from hess.geometry.image_fit import (
-    FitRule,
-    ImageFit,
-    pixel_budget,
-    square_crop,
-    vggt_crop,
-    vggt_pad,
-)
+from hess.geometry.fit_rules import FitRule, pixel_budget, square_crop, vggt_crop, vggt_pad
+from hess.geometry.image_fit import ImageFit
 
 ORIGINAL_SIZE = FitRule(
     name="original", choose=lambda sizes: [ImageFit.identity(*size) for size in sizes]

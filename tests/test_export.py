@@ -20,7 +20,7 @@ from hess.datasets import open_dataset
 from hess.errors import BackendUnavailableError, ConfigError, DatasetError
 from hess.export import PointCloud
 from hess.export.point_cloud import even_sample
-from hess.geometry.image_fit import FitRule, square_crop, vggt_crop, vggt_pad
+from hess.geometry.fit_rules import FitRule, square_crop, vggt_crop, vggt_pad
 from hess.reconstruction import Reconstruction
 
 WALL = 4.0

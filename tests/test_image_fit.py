@@ -12,14 +12,8 @@ from PIL import Image
 
 from hess.datasets.photos import load_images
 from hess.errors import ConfigError, LayoutError
-from hess.geometry.image_fit import (
-    FitRule,
-    ImageFit,
-    pixel_budget,
-    square_crop,
-    vggt_crop,
-    vggt_pad,
-)
+from hess.geometry.fit_rules import FitRule, pixel_budget, square_crop, vggt_crop, vggt_pad
+from hess.geometry.image_fit import ImageFit
 
 GOLDEN = Path(__file__).parent / "golden" / "preprocess"
 SIDES = st.integers(1, 4000)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from hess import from_upstream
 from hess.errors import BackendUnavailableError, CheckpointError, ConfigError
-from hess.models import loading
+from hess.models import loading, weight_file
 from hess.models.loading import load_model, read_training_record, save_model
 from hess.models.pi3 import Pi3, Pi3Config
 from hess.models.vggt import VGGT, VGGTConfig
@@ -277,12 +277,25 @@ def test_what_is_skipped_and_the_licence_are_said_once(
     save_file(small, path)
     model = load_model(path)
     skipped, licence = (record.getMessage() for record in caplog.records)
-    assert skipped == "mine: 2 tensors of track_head. skipped"
+    assert skipped == "mine: 2 tensors skipped (track_head.*), nothing here tracks points"
     assert licence == model.weights_license
     assert "keys of VGGT; their licence is that of where you got them" in licence
     caplog.clear()
     assert load_model("nano").weights_license is None
     assert not caplog.records
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_a_model_does_not_depend_on_its_file(
+    tmp_path: Path, small: Weights, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weight_file, "MAPPED_BYTES", 10_000)
+    path = tmp_path / f"mine{suffix}"
+    (torch.save if suffix == ".pt" else save_file)(small, path)
+    model = load_model(path)
+    with path.open("r+b") as file:
+        file.write(bytes(path.stat().st_size))
+    assert_holds(model, small)
 
 
 def test_half_precision_is_for_the_matrices_of_the_backbone(

@@ -17,7 +17,7 @@ from hess.datasets import Scene
 from hess.datasets.photos import find_images, load_images
 from hess.errors import ConfigError, DatasetError
 from hess.files import atomic_write
-from hess.geometry.image_fit import square_crop, vggt_pad
+from hess.geometry.fit_rules import square_crop, vggt_pad
 from hess.geometry.projection import unproject_depth
 from hess.models.base import GlobalAttentionSite, Model, Predictions
 from hess.reconstruction import Reconstruction, reconstruct

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hess.attention.layout import TokenLayout
 from hess.errors import AlignmentError, ConfigError, LayoutError
-from hess.geometry.image_fit import square_crop
+from hess.geometry.fit_rules import square_crop
 from hess.geometry.nearest import NearestNeighbors
 from hess.geometry.poses import pose_from
 from hess.geometry.sim3 import Sim3

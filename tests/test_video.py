@@ -15,7 +15,7 @@ from PIL import Image
 from hess.datasets import load_photos
 from hess.datasets.video import extract_frames, is_video
 from hess.errors import ConfigError, DatasetError
-from hess.geometry.image_fit import square_crop
+from hess.geometry.fit_rules import square_crop
 
 SHADES = 6  # grey levels between neighbouring frames; compression moves less than half of it
 

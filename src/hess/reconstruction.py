@@ -16,7 +16,8 @@ from hess.datasets.scene import Scene
 from hess.errors import ConfigError, DatasetError
 from hess.export.point_cloud import PointCloud
 from hess.export.save import save_reconstruction
-from hess.geometry.image_fit import FitRule, ImageFit
+from hess.geometry.fit_rules import FitRule
+from hess.geometry.image_fit import ImageFit
 from hess.geometry.projection import unproject_depth
 from hess.models.base import Model
 

@@ -25,7 +25,7 @@ from hess.errors import AlignmentError, ConfigError, DatasetError, LayoutError
 if TYPE_CHECKING:
     from hess.datasets.photos import LoadedImages, PhotoSource
     from hess.datasets.scene import Scene
-    from hess.geometry.image_fit import FitRule
+    from hess.geometry.fit_rules import FitRule
     from hess.models.base import Model
     from hess.reconstruction import Reconstruction
 
@@ -142,7 +142,7 @@ class Reconstruct:
         return policy
 
     def _fit(self, model: "Model") -> "FitRule":
-        from hess.geometry.image_fit import square_crop, vggt_crop, vggt_pad
+        from hess.geometry.fit_rules import square_crop, vggt_crop, vggt_pad
 
         # The longest side that the model's own rule gives a square photo.
         size = model.image_rule([(1024, 1024)])[0].width

@@ -15,7 +15,8 @@ from torch import Tensor
 from hess.datasets.photos import load_images
 from hess.datasets.scene import Scene
 from hess.errors import ConfigError, DatasetError
-from hess.geometry.image_fit import FitRule, ImageFit
+from hess.geometry.fit_rules import FitRule
+from hess.geometry.image_fit import ImageFit
 from hess.geometry.poses import pose_from
 
 logger = logging.getLogger(__name__)

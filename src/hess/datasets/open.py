@@ -11,7 +11,7 @@ from hess.datasets.procedural import Procedural, ProceduralConfig, Split
 from hess.datasets.rgbd import RGBD_LAYOUTS, find_rgbd
 from hess.datasets.scene import Dataset
 from hess.errors import ConfigError, DatasetError
-from hess.geometry.image_fit import FitRule
+from hess.geometry.fit_rules import FitRule
 
 PROCEDURAL_SCENES = 40
 _PROCEDURAL: dict[str, Split] = {

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from hess.datasets.scene import Scene
 from hess.errors import ConfigError, DatasetError
-from hess.geometry.image_fit import FitRule, ImageFit
+from hess.geometry.fit_rules import FitRule
+from hess.geometry.image_fit import ImageFit
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from hess.attention.layout import TokenLayout
 from hess.errors import ConfigError, LayoutError
-from hess.geometry.image_fit import FitRule
+from hess.geometry.fit_rules import FitRule
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,7 +39,7 @@ _PUBLIC: dict[str, Callable[[str], Model]] = {
     "VGGT": lambda name: VGGT(VGGT_1B, name),
     "Pi3": lambda name: Pi3(Pi3Config(), name),
 }
-_UNUSED = "track_head."  # of VGGT: nothing in this package tracks points
+_UNUSED = "track_head."  # of VGGT
 
 
 def load_model(
@@ -217,7 +217,10 @@ def _recognise(weights: dict[str, Tensor], source: Path | str, name: str) -> Mod
         )
     kept = {k: v for k, v in weights.items() if not k.startswith(_UNUSED)}
     if len(kept) < len(weights):
-        _log.info("%s: %d tensors of %s skipped", name, len(weights) - len(kept), _UNUSED)
+        skipped = len(weights) - len(kept)
+        _log.info(
+            "%s: %d tensors skipped (%s*), nothing here tracks points", name, skipped, _UNUSED
+        )
     with torch.device("meta"):
         model = _PUBLIC[architecture](name)
     _check_fit(model, kept, source, f"the public {architecture}")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from hess.attention.layout import TokenLayout
 from hess.errors import ConfigError
-from hess.geometry.image_fit import pixel_budget
+from hess.geometry.fit_rules import pixel_budget
 from hess.geometry.poses import nearest_rotation, pose_from
 from hess.geometry.projection import intrinsics_from_points
 from hess.models.aggregator import IMAGE_MEAN, IMAGE_STD

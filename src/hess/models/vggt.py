@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from hess.errors import ConfigError
-from hess.geometry.image_fit import square_crop, vggt_crop
+from hess.geometry.fit_rules import square_crop, vggt_crop
 from hess.geometry.poses import invert_pose
 from hess.models.aggregator import Aggregator, PairTokens
 from hess.models.base import Anatomy, GlobalAttentionSite, Model, ModelConfig, Predictions

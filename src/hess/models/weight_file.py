@@ -148,7 +148,7 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
     except _GARBAGE as error:
         raise CheckpointError(
             f"{path} ({path.stat().st_size} bytes) is damaged or not all there "
-            f"({str(error).partition(chr(10))[0]}); download it again"
+            f"({str(error).partition('. ')[0]}); download it again"
         ) from error
     for key in ("model", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
