@@ -302,7 +302,6 @@ def test_public_model_shows_photos_in_full_width():
     photos = [(640, 480), (480, 640)]
     assert public.image_rule(photos) == vggt_crop(518, 14)(photos)
     assert square.image_rule(photos) == square_crop(518)(photos)
-    assert (public.cloud_from, square.cloud_from) == ("depth", "point_head")
 
 
 def test_full_size_keys_and_shapes_equal_the_public_checkpoint(golden):
@@ -329,7 +328,6 @@ def test_images_that_do_not_fit_the_patches_are_refused(model):
         {"patch_embed": "covn"},
         {"dense_head": "lin"},
         {"image_rule": "pad"},
-        {"cloud_from": "points"},
         {"camera_heads": 7},
     ],
 )

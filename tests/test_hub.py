@@ -126,15 +126,20 @@ def test_every_failure_of_the_hub_names_its_fix(
 ) -> None:
     asked = []
 
-    def fail(repository: str, filename: str, *, revision: str | None) -> str:
-        asked.append((repository, filename, revision))
+    def fail(
+        repository: str, filename: str, *, revision: str | None, local_files_only: bool
+    ) -> str:
+        asked.append((repository, filename, revision, local_files_only))
         raise raised
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)
     with pytest.raises(CheckpointError, match=message):
         load_model(name)
     repository, _, revision = name.partition("@")
-    assert asked[0] == (repository, "model.safetensors", revision or None)
+    assert asked[0] == (repository, "model.safetensors", revision or None, False)
+    # Who has waited for the network once need not wait for it again.
+    if "cannot be reached" in message:
+        assert asked[1:] == [(repository, "model.pt", None, True)]
 
 
 def test_a_full_disk_is_not_disguised(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -177,6 +177,18 @@ def test_every_output_is_written_and_only_of_the_heads_asked_for() -> None:
     assert out[[0, 1], [1, 0]].isnan().all()
 
 
+def test_a_row_writes_only_its_own_queries() -> None:
+    """Tiles of 64 over blocks of 48: on a GPU, whoever writes a neighbour's queries may be last."""
+    q, k, v, mask, layout, size_q, size_kv = make_case(SMALL, 48, 80, density=(0.5,))
+    first_row = BlockMask.from_dense(mask.to_dense()[:, :, :1])
+    poisoned = torch.full_like(q, torch.nan)
+    case = (q, k, v, first_row, layout, size_q, size_kv)
+    out, _ = attend(case, out=poisoned)
+    written = ~out[0, 0].isnan().any(-1)
+    expected = torch.cat([layout.patch_index[:48], layout.special_index])
+    assert written.nonzero().flatten().tolist() == expected.sort().values.tolist()
+
+
 def test_nothing_but_the_listed_keys_is_read() -> None:
     """NaN in blocks that are not listed, in other heads, before and after the tensors."""
     q, k, v, mask, layout, size_q, size_kv = make_case(size_kv=16, density=(0.6, 0.6))

@@ -117,11 +117,26 @@ def load_named_model(name: str, device: str, dtype: str = "float32") -> "Model":
     """The model, with a word on the licence of its weights where they have one of their own."""
     from hess.models.loading import load_model
 
-    with console.status(f"loading {name}"):
+    with busy(f"loading {name}"):
         model = load_model(name, device=device, dtype=dtype)
     if model.weights_license is not None:
         console.print(model.weights_license, highlight=False, soft_wrap=True)
     return model
+
+
+def _no_terminal() -> bool:
+    """A log file wants no blank lines where a bar has been."""
+    return not console.is_terminal
+
+
+@contextmanager
+def busy(what: str) -> Iterator[None]:
+    """A spinner while something runs that cannot tell how far it is."""
+    if _no_terminal():
+        yield
+        return
+    with console.status(what):
+        yield
 
 
 def peak_memory(device: str) -> int:
@@ -159,7 +174,7 @@ def progress_bar(task: str) -> Iterator[Callable[[int, int, str], None]]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[what]}"),
     )
-    with Progress(*columns, console=console, transient=True) as progress:
+    with Progress(*columns, console=console, transient=True, disable=_no_terminal()) as progress:
         handle = progress.add_task(task, total=None, what="")
 
         def update(done: int, total: int, what: str) -> None:

@@ -12,6 +12,7 @@ from hess.cli.console import (
     ModelName,
     Output,
     Stopwatch,
+    busy,
     console,
     load_named_model,
     peak_memory,
@@ -104,7 +105,7 @@ class Reconstruct:
         points = None if self.points == "model" else self.points
         with (
             watch.stage("run model"),
-            console.status("running the model"),
+            busy("running the model"),
             sparsify(model, policy) as run,
         ):
             reconstruction = reconstruct(model, source, points=points)

@@ -36,11 +36,15 @@ def fetch_weights(name: str) -> Path:
     unreachable: Exception | None = None
     for filename in WEIGHT_NAMES:
         try:
-            return Path(
-                huggingface_hub.hf_hub_download(repository, filename, revision=revision or None)
+            file = huggingface_hub.hf_hub_download(
+                repository,
+                filename,
+                revision=revision or None,
+                local_files_only=unreachable is not None,
             )
+            return Path(file)
         except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
-            unreachable = error  # the next name may be in the cache
+            unreachable = error  # what is asked for next may still be in the cache
         except errors.EntryNotFoundError:
             continue
         except errors.GatedRepoError as error:

@@ -20,7 +20,7 @@ from hess.attention.layout import TokenLayout
 VIEWS_PER_CHUNK = 8
 """Views that an encoder or a dense head works on at a time, as in the public VGGT."""
 
-TOKENS_PER_CHUNK = 32768
+TOKENS_PER_CHUNK = 16384
 """Tokens that norms, projections and MLPs of a block work on at a time, without gradients."""
 
 Rope = tuple[Tensor, Tensor]

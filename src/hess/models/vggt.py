@@ -32,7 +32,6 @@ class VGGTConfig(ModelConfig):
         dpt_features, dpt_out_channels: widths of the DPT head.
         image_rule: how photos are brought to size: "square" shows the largest centred square,
             "crop" the full width and at most as much height, as the public model does.
-        cloud_from: see :class:`Model`.
 
     Raises:
         ConfigError: sizes that do not fit together.
@@ -51,7 +50,6 @@ class VGGTConfig(ModelConfig):
     dpt_features: int = 256
     dpt_out_channels: tuple[int, int, int, int] = (256, 512, 1024, 1024)
     image_rule: Literal["square", "crop"] = "square"
-    cloud_from: Literal["point_head", "depth"] = "point_head"
 
     may_be_zero: ClassVar[frozenset[str]] = frozenset(
         {"vit_depth", "vit_registers", "num_registers", "dense_layers"}
@@ -63,7 +61,6 @@ class VGGTConfig(ModelConfig):
             ("patch_embed", ("vit", "conv")),
             ("dense_head", ("dpt", "linear")),
             ("image_rule", ("square", "crop")),
-            ("cloud_from", ("point_head", "depth")),
         ):
             if getattr(self, name) not in known:
                 raise ConfigError(f"{name} must be one of {known}, found {getattr(self, name)!r}")
@@ -81,8 +78,8 @@ class VGGTConfig(ModelConfig):
             raise ConfigError(f"a DPT head reads four layers, found {self.dense_layers}")
 
 
-VGGT_1B = VGGTConfig(image_rule="crop", cloud_from="depth")
-"""The public checkpoint, whose authors found the clouds of its depth maps better."""
+VGGT_1B = VGGTConfig(image_rule="crop")
+"""The public checkpoint."""
 
 
 class VGGT(Model):
@@ -103,7 +100,8 @@ class VGGT(Model):
             if config.image_rule == "square"
             else vggt_crop(config.image_size, config.patch_size)
         )
-        self.cloud_from = config.cloud_from
+        # Its authors found these clouds better, and they agree with the predicted cameras.
+        self.cloud_from = "depth"
         self.patch_size = config.patch_size
         self.num_special = 1 + config.num_registers
         self.num_heads = config.num_heads
