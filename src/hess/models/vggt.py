@@ -100,7 +100,7 @@ class VGGT(Model):
             if config.image_rule == "square"
             else vggt_crop(config.image_size, config.patch_size)
         )
-        # Its authors found these clouds better, and they agree with the predicted cameras.
+        # The VGGT paper finds these clouds better, and they agree with the predicted cameras.
         self.cloud_from = "depth"
         self.patch_size = config.patch_size
         self.num_special = 1 + config.num_registers
