@@ -15,7 +15,8 @@ from hess.attention.block_mask import BlockMask
 from hess.attention.block_sparse import block_sparse_attention
 from hess.attention.layout import TokenLayout
 from hess.attention.pooling import num_blocks
-from hess.attention.triton_backend import LaunchConfig, attend_lists, pack_keys, pool_queries
+from hess.attention.triton_backend import LaunchConfig, attend_lists
+from hess.attention.triton_packing import pack_keys, pool_queries
 from hess.errors import BackendUnavailableError
 
 Case = tuple[Tensor, Tensor, Tensor, BlockMask, TokenLayout, int, int]
@@ -178,7 +179,7 @@ def test_every_output_is_written_and_only_of_the_heads_asked_for() -> None:
 
 
 def test_a_row_writes_only_its_own_queries() -> None:
-    """Tiles of 64 over blocks of 48: on a GPU, whoever writes a neighbour's queries may be last."""
+    """Tiles of 64 over blocks of 48; on a GPU the intruder may be the last to write."""
     q, k, v, mask, layout, size_q, size_kv = make_case(SMALL, 48, 80, density=(0.5,))
     first_row = BlockMask.from_dense(mask.to_dense()[:, :, :1])
     poisoned = torch.full_like(q, torch.nan)

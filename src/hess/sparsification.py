@@ -158,7 +158,7 @@ class SparseAttention(nn.Module):
             nothing = torch.zeros(q.shape[:2], dtype=torch.float64)
             self._stats.record(self._layer_idx, nothing, nothing, "dense")
             return self.dense.merge(dense_attention(q, k, v))
-        backend = resolve_backend(self._backend, layout)
+        backend = resolve_backend(self._backend, layout, q, k, v)
         out = block_sparse_attention(q, k, v, mask, layout, *self._block_sizes, backend=backend)
         self._stats.record(
             self._layer_idx,

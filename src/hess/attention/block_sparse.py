@@ -10,6 +10,7 @@ from hess.attention.layout import TokenLayout
 from hess.attention.masked import masked_sdpa
 from hess.attention.pooling import num_blocks
 from hess.attention.reference import reference_attention
+from hess.attention.triton_backend import triton_attention, why_unavailable
 from hess.errors import ConfigError, LayoutError
 
 
@@ -32,10 +33,11 @@ BACKENDS: dict[str, Backend] = {
     "reference": reference_attention,
     "masked": masked_sdpa,
     "gather": gather_attention,
+    "triton": triton_attention,
 }
 
 AUTO_GATHER_TOKENS = 1024
-"""From this many tokens on, "auto" means "gather"; below, one masked call is quicker."""
+"""From this many tokens on, "auto" on a CPU means "gather"; below, one masked call is quicker."""
 
 
 def check_backend(backend: str) -> None:
@@ -44,8 +46,11 @@ def check_backend(backend: str) -> None:
         raise ConfigError(f"backend must be one of {('auto', *BACKENDS)}, found {backend!r}")
 
 
-def resolve_backend(backend: str, layout: TokenLayout) -> str:
-    """The backend that ``backend`` stands for; "auto" goes by the number of tokens alone.
+def resolve_backend(backend: str, layout: TokenLayout, q: Tensor, k: Tensor, v: Tensor) -> str:
+    """The backend that ``backend`` stands for with these tensors.
+
+    "auto" is "triton" on a CUDA device where it runs; elsewhere, "gather" from
+    ``AUTO_GATHER_TOKENS`` tokens on and "masked" below.
 
     Raises:
         ConfigError: no such backend.
@@ -53,6 +58,8 @@ def resolve_backend(backend: str, layout: TokenLayout) -> str:
     check_backend(backend)
     if backend != "auto":
         return backend
+    if q.is_cuda and why_unavailable(q, k, v) is None:
+        return "triton"
     return "gather" if layout.num_tokens >= AUTO_GATHER_TOKENS else "masked"
 
 
@@ -75,8 +82,8 @@ def block_sparse_attention(
         q, k, v: [B, heads, S, d] in the order of ``layout``.
         mask: for ``ceil(patches / block_size_q)`` query blocks and
             ``ceil(patches / block_size_kv)`` key blocks.
-        backend: "reference", "masked", "gather", or "auto": "gather" from
-            ``AUTO_GATHER_TOKENS`` tokens on and "masked" below.
+        backend: "reference", "masked", "gather", "triton", or "auto"; see
+            :func:`resolve_backend`.
 
     Returns:
         [B, heads, S, d].
@@ -84,8 +91,9 @@ def block_sparse_attention(
     Raises:
         LayoutError: shapes disagree, or a query would see no key at all.
         ConfigError: unknown backend or a block size below 1.
+        BackendUnavailableError: the named backend cannot run here.
     """
-    run = BACKENDS[resolve_backend(backend, layout)]
+    run = BACKENDS[resolve_backend(backend, layout, q, k, v)]
     if q.ndim != 4 or not q.shape == k.shape == v.shape:
         raise LayoutError(
             "q, k and v must share one shape [B, heads, S, d], found "
