@@ -25,14 +25,10 @@ from PIL import Image
 
 from hess.datasets import Dataset, Scene, bundled_capture, load_photos, open_dataset
 from hess.datasets.co3d import opencv_camera, read_co3d
+from hess.datasets.decoding import read_image, read_size
 from hess.datasets.frames import rigid_pose, split_views
-from hess.datasets.photos import (
-    find_images,
-    load_images,
-    read_image,
-    read_size,
-    spread_evenly,
-)
+from hess.datasets.photo_files import find_images
+from hess.datasets.photos import load_images, spread_evenly
 from hess.datasets.rgbd import read_depth_mm, register_depth
 from hess.errors import ConfigError, DatasetError, LayoutError
 from hess.geometry.fit_rules import FitRule, pixel_budget, square_crop, vggt_crop, vggt_pad
@@ -573,6 +569,11 @@ def test_sources_of_photos(tmp_path: Path) -> None:
         find_images([])
     with pytest.raises(DatasetError, match="matches no file"):
         find_images(tmp_path / "*.jpg")
+    for missing in (tmp_path / "imgaes" / "a.png", tmp_path / "*.png"):
+        with pytest.raises(DatasetError, match="no such file"):
+            find_images([a, missing])
+    with pytest.raises(DatasetError, match=r"found a folder; list its photos, such as .*/\*\.jpg"):
+        find_images([a, tmp_path / "images"])
     bracket = save_photo(tmp_path / "trip [1]" / "c.png")
     assert find_images(bracket.parent) == [bracket]
 
@@ -779,6 +780,7 @@ def test_unreadable_photos_are_named_and_skipped(
         loaded = load_images(find_images(tmp_path), image_fit=square_crop(8))
     assert loaded.paths == (good,)
     assert loaded.kept == (2,)
+    assert [path.name for path in loaded.skipped] == ["cut.jpg", "empty.png", "text.webp"]
     for name in ("cut.jpg", "empty.png", "text.webp"):
         assert name in caplog.text
         with pytest.raises(DatasetError, match=name):

@@ -1,6 +1,7 @@
 """Every export is read back by a library that did not write it and checked as geometry."""
 
 import json
+import struct
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -225,6 +226,39 @@ def test_glb_shows_points_and_cameras(wall: Reconstruction, tmp_path: Path) -> N
     assert len(set(materials[1:])) == 1
 
 
+def test_glb_keeps_dark_colours_apart(tmp_path: Path) -> None:
+    """In 8 linear bits 26 of the 256 shades of a photo would be black or the shade above."""
+    wall = see_wall(RULES["square"])
+    shades = torch.arange(24 * 24).remainder(256).reshape(24, 24) / 255
+    wall = replace(wall, images=shades.expand(4, 3, 24, 24))
+    wall.save(tmp_path / "scene.glb", drop_lowest=0)
+
+    data = (tmp_path / "scene.glb").read_bytes()
+    (length,) = struct.unpack_from("<I", data, 12)
+    tree, buffer = json.loads(data[20 : 20 + length]), data[28 + length :]
+    assert struct.unpack_from("<I", data, 8) == (len(data),)
+    assert tree["buffers"][0]["byteLength"] == len(buffer)
+    (attributes,) = (
+        primitive["attributes"]
+        for mesh in tree["meshes"]
+        for primitive in mesh["primitives"]
+        if "COLOR_0" in primitive["attributes"]
+    )
+    accessor = tree["accessors"][attributes["COLOR_0"]]
+    view = tree["bufferViews"][accessor["bufferView"]]
+    count = accessor["count"]
+    assert (accessor["componentType"], accessor["type"]) == (5126, "VEC3")  # float32
+    assert not accessor.get("normalized", False)
+    assert count == 4 * 24 * 24 == tree["accessors"][attributes["POSITION"]]["count"]
+    assert view["byteLength"] == 12 * count
+    start = view["byteOffset"] + accessor.get("byteOffset", 0)
+    linear = np.frombuffer(buffer, "<f4", 3 * count, start).astype(float).reshape(count, 3)
+    dark = linear <= 0.0031308  # back to sRGB
+    srgb = np.where(dark, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+    expected = shades.flatten().repeat(4).numpy()[:, None].repeat(3, 1)
+    np.testing.assert_allclose(255 * srgb, 255 * expected, atol=0.01)
+
+
 def test_transforms_put_points_on_their_pixels(wall: Reconstruction, tmp_path: Path) -> None:
     photos = tmp_path / "photos"
     wall = replace(
@@ -249,6 +283,40 @@ def test_transforms_put_points_on_their_pixels(wall: Reconstruction, tmp_path: P
         model_pixel = torch.tensor([column + 0.5, row + 0.5], dtype=torch.float64)
         expected = wall.image_fits[view].pixels_to_original(model_pixel)
         np.testing.assert_allclose(pixel, expected, atol=1e-4)
+
+
+def test_transforms_name_photos_from_where_the_folder_really_is(tmp_path: Path) -> None:
+    real = tmp_path / "disk" / "out"
+    (real / "images").mkdir(parents=True)
+    (tmp_path / "out").symlink_to(real)
+    photos = (
+        tmp_path / "out" / "images" / "a.jpg",  # within the linked folder
+        tmp_path / "out" / ".." / "b.jpg",  # on the disk, beside the folder that the link means
+        tmp_path / "c.jpg",
+    )
+    wall = replace(see_wall(RULES["square"], SIZES[:3]), image_paths=photos)
+    wall.save(tmp_path / "out" / "transforms.json")
+    frames = json.loads((real / "transforms.json").read_text())["frames"]
+    paths = [frame["file_path"] for frame in frames]
+    assert paths == ["images/a.jpg", "../b.jpg", "../../c.jpg"]
+
+
+def test_transforms_name_the_cloud_they_are_told(tmp_path: Path) -> None:
+    wall = see_wall(RULES["square"])
+    wall.save(tmp_path / "scene.ply", drop_lowest=0)
+    wall.save(tmp_path / "transforms.json", ply_file="scene.ply")
+    data = json.loads((tmp_path / "transforms.json").read_text())
+    # nerfstudio applies the same change to the cloud and to the cameras, which must fit before.
+    points = read_ply(tmp_path / data["ply_file_path"])[0].reshape(4, 24 * 24, 3)
+    for frame, own in zip(data["frames"], points, strict=True):
+        pose = np.array(frame["transform_matrix"])
+        x, y, z = ((own - pose[:3, 3]) @ pose[:3, :3]).T
+        column = frame["cx"] + frame["fl_x"] * x / -z
+        row = frame["cy"] - frame["fl_y"] * y / -z
+        assert ((column > 0) & (column < frame["w"]) & (row > 0) & (row < frame["h"])).all()
+    assert "applied_transform" not in data
+    wall.save(tmp_path / "transforms.json")
+    assert "ply_file_path" not in json.loads((tmp_path / "transforms.json").read_text())
 
 
 def test_colmap_model_is_the_scene(wall: Reconstruction, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Weights from Hugging Face: the cache is honoured, and whatever goes wrong names its fix."""
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from huggingface_hub import constants, errors
 from safetensors.torch import save_file
+from torch import nn
 
 from hess.errors import CheckpointError
 from hess.models import loading
@@ -49,18 +51,49 @@ def cached(cache: Path, name: str, ref: str = "main") -> Path:
     return snapshot
 
 
+def write_pieces(model: VGGT, folder: Path) -> list[str]:
+    """Save a model as two files; gives their names."""
+    names = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    weights = model.state_dict()
+    for i, name in enumerate(names):
+        save_file({key: weights[key] for key in list(weights)[i::2]}, folder / name)
+    (folder / "model.safetensors.index.json").write_text("{}")
+    return names
+
+
+def assert_same(model: nn.Module, other: nn.Module) -> None:
+    expected = other.state_dict()
+    assert model.state_dict().keys() == expected.keys()
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, expected[key]), key
+
+
+def raising(error: Exception) -> Callable[..., None]:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    return fail
+
+
 @pytest.mark.parametrize(
     "name", ["facebook/VGGT-1B", "facebook/VGGT-1B-Commercial", "some-one/my_vggt.v2"]
 )
-@pytest.mark.parametrize("file", ["model.safetensors", "model.pt"])
+@pytest.mark.parametrize("file", ["model.safetensors", "model.pt", "vggt_1B_commercial.pt"])
 def test_a_cached_file_needs_no_network(cache: Path, tiny: VGGT, name: str, file: str) -> None:
     write = torch.save if file.endswith(".pt") else save_file
-    write(tiny.state_dict(), cached(cache, name) / file)
+    folder = cached(cache, name)
+    write(tiny.state_dict(), folder / file)
+    (folder / "config.json").write_text("{}")
+    cached(cache, "other/model").joinpath("model.safetensors").write_bytes(b"not this one")
     model = load_model(name)
     assert model.model_name == name
     assert model.weights_license == license_notice(name, "VGGT")
-    for key, value in model.state_dict().items():
-        assert torch.equal(value, tiny.state_dict()[key]), key
+    assert_same(model, tiny)
+
+
+def test_cached_pieces_need_no_network(cache: Path, tiny: VGGT) -> None:
+    write_pieces(tiny, cached(cache, "some/model"))
+    assert_same(load_model("some/model"), tiny)
 
 
 def test_safetensors_are_preferred(cache: Path, tiny: VGGT) -> None:
@@ -92,6 +125,87 @@ def test_without_network_and_cache_the_way_out_is_said(cache: Path) -> None:
         load_model("some/model")
 
 
+class Hub:
+    """Stands in for the network: what repositories hold, and what was asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.revision: str | None = None
+        self.downloaded: list[str] = []
+
+    def model_info(
+        self, repository: str, *, revision: str | None, timeout: float
+    ) -> SimpleNamespace:
+        assert timeout > 0
+        self.revision = revision
+        files = [f for f in (self.folder / repository).rglob("*") if f.is_file()]
+        names = [f.relative_to(self.folder / repository).as_posix() for f in files]
+        return SimpleNamespace(siblings=[SimpleNamespace(rfilename=name) for name in names])
+
+    def hf_hub_download(self, repository: str, filename: str, *, revision: str | None) -> str:
+        assert revision == self.revision
+        self.downloaded.append(filename)
+        return str(self.folder / repository / filename)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    stand_in = Hub(tmp_path)
+    monkeypatch.setattr(huggingface_hub, "model_info", stand_in.model_info)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", stand_in.hf_hub_download)
+    (tmp_path / "some" / "model" / "more").mkdir(parents=True)
+    return stand_in
+
+
+@pytest.mark.parametrize(
+    ("taken", "others"),
+    [
+        ("model.safetensors", ["model.pt", "other.ckpt"]),
+        ("model.pt", ["vggt_1B_commercial.pt", "more/model.safetensors"]),
+        ("vggt_1B_commercial.pt", ["README.md", "config.json"]),
+        ("more/weights.bin", ["model.onnx"]),
+    ],
+)
+def test_the_file_that_the_repository_has_is_taken(
+    hub: Hub, tiny: VGGT, taken: str, others: list[str]
+) -> None:
+    folder = hub.folder / "some" / "model"
+    (save_file if taken.endswith(".safetensors") else torch.save)(
+        tiny.state_dict(), folder / taken
+    )
+    for other in others:
+        (folder / other).write_bytes(b"not this one")
+    assert_same(load_model("some/model@v2"), tiny)
+    assert hub.downloaded == [taken]
+    assert hub.revision == "v2"
+
+
+def test_all_pieces_are_fetched(hub: Hub, tiny: VGGT) -> None:
+    names = write_pieces(tiny, hub.folder / "some" / "model")
+    assert_same(load_model("some/model"), tiny)
+    assert hub.downloaded == names
+    assert hub.revision is None
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["README.md"], "found none; .*download it first"),
+        (["a.pt", "b.ckpt"], r"found a\.pt, b\.ckpt; .*download it first"),
+    ],
+)
+def test_a_repository_without_one_weight_file_is_refused(
+    hub: Hub, names: list[str], message: str
+) -> None:
+    for name in names:
+        (hub.folder / "some" / "model" / name).touch()
+    with pytest.raises(
+        CheckpointError, match=f"some/model on Hugging Face must hold model.* {message}"
+    ):
+        load_model("some/model")
+    assert not hub.downloaded
+
+
 def response(status: int) -> SimpleNamespace:
     return SimpleNamespace(status_code=status, headers={}, request=None)
 
@@ -99,56 +213,75 @@ def response(status: int) -> SimpleNamespace:
 NOT_FOUND = errors.RepositoryNotFoundError("404 Client Error", response=response(404))
 GATED = errors.GatedRepoError("403 Client Error", response=response(403))
 NO_REVISION = errors.RevisionNotFoundError("404 Client Error", response=response(404))
-NO_FILE = errors.RemoteEntryNotFoundError("404 Client Error", response=response(404))
 BROKEN = errors.HfHubHTTPError("500 Server Error", response=response(500))
+FAILURES = [
+    (
+        "facebook/VGGT-1B-Commercial", GATED,
+        "accept its terms at https://huggingface.co/facebook/VGGT-1B-Commercial, "
+        "then run `hf auth login`",
+    ),
+    ("facebok/vggt-1b", NOT_FOUND, "no repository .*did you mean facebook/VGGT-1B"),
+    ("photos/of-mine", NOT_FOUND, "no file or folder 'photos/of-mine'.*check the spelling"),
+    ("facebook/VGGT-1B@v9", NO_REVISION, "no revision 'v9'; .*VGGT-1B/commits"),
+    ("some/model", BROKEN, r"could not be fetched \(500 Server Error\); try again"),
+    ("some/model", errors.HTTPError("no route"), "cannot be reached.*hf download some/model --l"),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("name", "raised", "message"),
     [
-        (
-            "facebook/VGGT-1B-Commercial", GATED,
-            "accept its terms at https://huggingface.co/facebook/VGGT-1B-Commercial, "
-            "then run `hf auth login`",
-        ),
-        ("facebok/vggt-1b", NOT_FOUND, "no repository .*did you mean facebook/VGGT-1B"),
-        ("photos/of-mine", NOT_FOUND, "no file or folder 'photos/of-mine'.*check the spelling"),
+        *FAILURES,
         ("bad--name/x", errors.HFValidationError("bad"), "no repository .*check the spelling"),
-        ("facebook/VGGT-1B@v9", NO_REVISION, "no revision 'v9'; .*VGGT-1B/commits"),
-        ("some/model", NO_FILE, "holds no model.safetensors or model.pt"),
-        ("some/model", errors.LocalEntryNotFoundError("gone"), "cannot be reached"),
         ("some/model", errors.OfflineModeIsEnabled("offline"), "cannot be reached"),
-        ("some/model", BROKEN, r"could not be fetched \(500 Server Error\); try again"),
+        ("some/model", ConnectionError("no route"), "cannot be reached"),
+        ("some/model", ValueError("<html>Please log in"), "cannot be reached"),
     ],
-)  # fmt: skip
-def test_every_failure_of_the_hub_names_its_fix(
-    monkeypatch: pytest.MonkeyPatch, name: str, raised: Exception, message: str
+)
+def test_a_repository_that_cannot_be_listed_names_the_fix(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, name: str, raised: Exception, message: str
 ) -> None:
-    asked = []
-
-    def fail(
-        repository: str, filename: str, *, revision: str | None, local_files_only: bool
-    ) -> str:
-        asked.append((repository, filename, revision, local_files_only))
-        raise raised
-
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)
+    monkeypatch.setattr(huggingface_hub, "model_info", raising(raised))
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", None)
     with pytest.raises(CheckpointError, match=message):
         load_model(name)
-    repository, _, revision = name.partition("@")
-    assert asked[0] == (repository, "model.safetensors", revision or None, False)
-    # Who has waited for the network once need not wait for it again.
-    if "cannot be reached" in message:
-        assert asked[1:] == [(repository, "model.pt", None, True)]
 
 
-def test_a_full_disk_is_not_disguised(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object, **__: object) -> str:
-        raise OSError(28, "No space left on device", "model.safetensors")
+@pytest.mark.parametrize(
+    "raised", [GATED, NOT_FOUND, BROKEN, ConnectionError("no route"), errors.HTTPError("no route")]
+)
+def test_what_is_cached_is_taken_if_the_list_is_not_to_be_had(
+    cache: Path, tiny: VGGT, monkeypatch: pytest.MonkeyPatch, raised: Exception
+) -> None:
+    save_file(tiny.state_dict(), cached(cache, "some/model") / "mine.safetensors")
+    monkeypatch.setattr(huggingface_hub, "model_info", raising(raised))
+    assert_same(load_model("some/model"), tiny)
 
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)
+
+@pytest.mark.parametrize(
+    ("name", "raised", "message"),
+    [
+        *FAILURES,
+        ("some/model", errors.LocalEntryNotFoundError("gone"), "cannot be reached"),
+    ],
+)
+def test_a_download_that_fails_names_the_fix(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, name: str, raised: Exception, message: str
+) -> None:
+    file = hub.folder / name.partition("@")[0] / "model.pt"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.touch()
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", raising(raised))
+    with pytest.raises(CheckpointError, match=message):
+        load_model(name)
+
+
+def test_a_full_disk_is_not_disguised(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    (hub.folder / "some" / "model" / "model.safetensors").touch()
+    full = OSError(28, "No space left on device", "model.safetensors")
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", raising(full))
     with pytest.raises(OSError, match=r"No space left on device: 'model\.safetensors'"):
-        load_model("facebook/VGGT-1B")
+        load_model("some/model")
 
 
 @pytest.mark.parametrize(
@@ -157,6 +290,7 @@ def test_a_full_disk_is_not_disguised(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_known_misfits_are_refused_before_the_download(
     monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
+    monkeypatch.setattr(huggingface_hub, "model_info", None)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", None)
     with pytest.raises(CheckpointError, match=f"{name} is not supported: .*; use "):
         load_model(name)

@@ -98,16 +98,28 @@ def test_device_and_dtype_are_honoured(saved: Path) -> None:
     assert {p.device.type for p in meta.parameters()} == {"meta"}
 
 
-@pytest.mark.parametrize("wrong", ["half a float", "no_grad", "int32", torch.int64])
+@pytest.mark.parametrize(
+    "wrong",
+    ["half a float", "no_grad", "int32", torch.int64, "float8_e4m3fn", torch.float8_e5m2],
+)
 def test_other_types_are_refused(saved: Path, wrong: str | torch.dtype) -> None:
-    with pytest.raises(ConfigError, match="bfloat16"):
+    with pytest.raises(ConfigError, match="float32, bfloat16, float16, float64, found"):
         load_model(saved, dtype=wrong)
 
 
-def test_a_missing_device_is_named(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(BackendUnavailableError, match=r"cuda:1.*use device='cpu'"):
-        load_model(saved, device="cuda:1")
+ABSENT = ["cuda:99", "vulkan", *([] if torch.backends.mps.is_available() else ["mps"])]
+
+
+@pytest.mark.parametrize("device", ABSENT)
+def test_a_missing_device_is_named(saved: Path, device: str) -> None:
+    with pytest.raises(BackendUnavailableError, match=rf"{device}.*use device='cpu'"):
+        load_model(saved, device=device)
+
+
+@pytest.mark.parametrize("device", ["xyz", "cuda:x", ""])
+def test_what_is_no_device_is_refused(saved: Path, device: str) -> None:
+    with pytest.raises(ConfigError, match=f"such as 'cpu'.*found '{device}'"):
+        load_model(saved, device=device)
 
 
 Weights = dict[str, Tensor]
@@ -272,14 +284,21 @@ def test_the_keys_say_what_a_file_holds(
 def test_what_is_skipped_and_the_licence_are_said_once(
     tmp_path: Path, small: Weights, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO, logger="hess")
     path = tmp_path / "mine.safetensors"
     save_file(small, path)
     model = load_model(path)
-    skipped, licence = (record.getMessage() for record in caplog.records)
-    assert skipped == "mine: 2 tensors skipped (track_head.*), nothing here tracks points"
-    assert licence == model.weights_license
-    assert "keys of VGGT; their licence is that of where you got them" in licence
+    [record] = caplog.records
+    assert record.levelno == logging.WARNING
+    licence = (
+        "weights of mine: these have the keys of VGGT; their licence is that of where you got"
+    )
+    assert record.getMessage() == (
+        f"{licence} them; track_head.* is skipped (2 tensors): nothing here tracks points"
+    )
+    assert model.weights_license == f"{licence} them"
+    caplog.clear()
+    from_upstream(model)
+    assert [r.getMessage().endswith("where you got them") for r in caplog.records] == [True]
     caplog.clear()
     assert load_model("nano").weights_license is None
     assert not caplog.records
@@ -426,11 +445,76 @@ def test_a_folder_holds_one_weight_file(tmp_path: Path, small: Weights) -> None:
         load_model(folder)
     torch.save(small, folder / "vggt_1B_commercial.pt")
     assert load_model(folder).model_name == "my-model"
-    torch.save(small, folder / "model.pt")
-    with pytest.raises(CheckpointError, match=r"found model\.pt, vggt_1B_commercial\.pt"):
+    (folder / "other.bin").touch()
+    with pytest.raises(CheckpointError, match=r"found other\.bin, vggt_1B_commercial\.pt"):
         load_model(folder)
+    torch.save(small, folder / "model.pt")
+    assert_holds(load_model(folder), small)
+    (folder / "model.pt").write_bytes(b"not this one")
     save_file(small, folder / "model.safetensors")
     assert_holds(load_model(folder), small)
+
+
+@pytest.mark.parametrize(
+    ("write", "right", "wrong"),
+    [(torch.save, ".pt", ".safetensors"), (save_file, ".safetensors", ".pt")],
+)
+def test_a_wrong_suffix_is_to_be_renamed(
+    tmp_path: Path,
+    small: Weights,
+    write: Callable[[Weights, Path], object],
+    right: str,
+    wrong: str,
+) -> None:
+    path = tmp_path / f"mine{wrong}"
+    write(small, path)
+    with pytest.raises(CheckpointError, match=rf"mine\{wrong} is .*; rename it to \{right}$"):
+        load_model(path)
+    assert_holds(load_model(path.rename(path.with_suffix(right))), small)
+
+
+def test_the_old_format_of_torch_is_converted_as_the_message_says(
+    tmp_path: Path, small: Weights
+) -> None:
+    old, new = tmp_path / "old.pt", tmp_path / "new.pt"
+    torch.save(small, old, _use_new_zipfile_serialization=False)
+    with pytest.raises(CheckpointError, match=r"old\.pt is in the format of torch before") as said:
+        load_model(old)
+    advice = str(said.value).partition("convert it once: ")[2]
+    assert advice == "torch.save(torch.load(old, map_location='cpu', weights_only=True), new)"
+    torch.save(torch.load(old, map_location="cpu", weights_only=True), new)
+    assert_holds(load_model(new), small)
+
+
+@pytest.mark.parametrize(("suffix", "write"), [("bin", torch.save), ("safetensors", save_file)])
+def test_weights_in_pieces_are_one(
+    tmp_path: Path,
+    small: Weights,
+    suffix: str,
+    write: Callable[[Weights, Path], object],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(weight_file, "MAPPED_BYTES", 10_000)
+    (tmp_path / f"model.{suffix}.index.json").write_text("{}")
+    pieces = [tmp_path / f"model-0000{i}-of-00003.{suffix}" for i in (1, 2, 3)]
+    # Some wrappers are recognised by all keys of all pieces only.
+    wrapped = prefixed("model.", small)
+    for i, piece in enumerate(pieces):
+        write({key: wrapped[key] for key in list(wrapped)[i::3]}, piece)
+    assert_holds(load_model(tmp_path), small)
+    assert_holds(load_model(pieces[1]), small)
+    pieces[0].unlink()
+    for path in (tmp_path, pieces[1]):
+        with pytest.raises(CheckpointError, match=f"3 pieces.*1 are missing.*{pieces[0].name}"):
+            load_model(path)
+
+
+@pytest.mark.parametrize("name", ["a-00004-of-00003.pt", "a-00000-of-00000.pt", "a-1-of-2.pt"])
+def test_what_only_looks_like_a_piece_stands_alone(
+    tmp_path: Path, small: Weights, name: str
+) -> None:
+    torch.save(small, tmp_path / name)
+    assert_holds(load_model(tmp_path), small)
 
 
 def test_a_path_wins_over_an_id(
@@ -550,6 +634,13 @@ def test_an_upstream_module_in_half_precision_shares_its_matrices(small: Weights
     assert model.aggregator.global_blocks[0].attn.qkv.weight.dtype == torch.bfloat16
     assert model.aggregator.global_blocks[0].norm1.weight.dtype == torch.float32
     assert model(torch.zeros(1, 2, 3, 16, 16)).world_points.isfinite().all()
+
+
+def test_an_upstream_module_in_a_quarter_precision_is_refused(small: Weights) -> None:
+    module = as_module({k: v.to(torch.float8_e4m3fn) for k, v in small.items()})
+    with pytest.raises(CheckpointError, match=r"float8_e4m3fn; convert it"):
+        from_upstream(module)
+    assert from_upstream(module.to(torch.float32)).aggregator.camera_token.dtype == torch.float32
 
 
 def test_what_is_no_module_is_refused() -> None:

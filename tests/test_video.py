@@ -143,25 +143,30 @@ def test_a_folder_holds_frames_of_one_video_only(tmp_path: Path) -> None:
     video, folder = write_video(tmp_path / "a.mp4"), tmp_path / "f"
     first = extract_frames(video, folder, every=10)
     first[1].write_bytes(b"spoilt")
-    (folder / "frame_000099.jpg").write_bytes(b"of a run that was stopped")
     again = extract_frames(video, folder, every=10)
     assert shown(again) == [0, 10, 20]
     assert sorted(folder.glob("*.jpg")) == again
-    assert json.loads((folder / "frames.json").read_text())["video"] == "a.mp4"
+    assert json.loads((folder / "made_by_hess.json").read_text())["video"] == "a.mp4"
 
     other = write_video(tmp_path / "b.mp4", 12)
-    for source, options in ((other, {"every": 10}), (video, {"every": 5}), (video, {})):
-        with pytest.raises(DatasetError, match="folder of their own"):
-            extract_frames(source, folder, **options)
-    (folder / "holiday.jpg").write_bytes(b"")
-    with pytest.raises(DatasetError, match=r"holiday\.jpg"):
-        extract_frames(video, folder, every=10)
-    assert shown(again) == [0, 10, 20]
-    photos = tmp_path / "photos"
-    photos.mkdir()
-    (photos / "frame_000001.jpg").write_bytes(b"somebody else's")
-    with pytest.raises(DatasetError, match="folder of their own"):
-        extract_frames(video, photos)
+    for source, options in ((video, {"fps": 15}), (other, {"every": 10}), (video, {"every": 10})):
+        last = extract_frames(source, folder, **options)
+        assert sorted(folder.glob("*.jpg")) == last
+    assert shown(last) == [0, 10, 20]
+
+
+@pytest.mark.parametrize("name", ["holiday.jpg", "frame_000001.jpg", "more/frame_000000.jpg"])
+def test_somebody_elses_files_are_never_replaced(name: str, tmp_path: Path) -> None:
+    video, folder = write_video(tmp_path / "a.mp4"), tmp_path / "f"
+    for ours in ([], extract_frames(video, tmp_path / "g", every=10)):
+        if ours:
+            folder = ours[0].parent
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"mine")
+        with pytest.raises(DatasetError, match=f"{name}, which is not from hess"):
+            extract_frames(video, folder, every=5)
+        assert (folder / name).read_bytes() == b"mine"
+        assert not ours or shown(ours) == [0, 10, 20]
 
 
 # Container, how it is written, and where it is cut: within a frame or between two.

@@ -4,21 +4,27 @@ import io
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from hess.errors import ConfigError, LayoutError
+from hess.errors import ConfigError, DatasetError, LayoutError
 from hess.files import write_atomically
+from hess.geometry.image_fit import ImageFit
+from hess.geometry.projection import unproject_depth
+from hess.reconstruction import Reconstruction
 from hess.viz.contact_sheet import contact_sheet
 from hess.viz.figure import figure_png, image_png
 from hess.viz.heatmap import head_heatmap
 from hess.viz.picture import Picture
 from hess.viz.pointcloud import CameraSet, error_colors, render_points
 from hess.viz.report import report_html, write_report
+from hess.viz.scene import preview, render_views
 from hess.viz.style import DARK, LIGHT, policy_style
 from hess.viz.tradeoff import metric_figure, paired_figure, tradeoff_figure
 from hess.viz.viewpoint import Viewpoint, two_viewpoints
@@ -337,6 +343,86 @@ def test_two_viewpoints_see_cameras_and_scene() -> None:
         assert inside[:500].mean() > 0.95
         assert inside[500:].all()
         assert matrix[1, 1] > 0  # the cameras' up is up in the picture
+
+
+def test_two_viewpoints_of_cameras_that_contradict_each_other() -> None:
+    points = np.random.default_rng(0).normal(size=(50, 3))
+    upside_down = np.diag([-1.0, -1, 1, 1])
+    backwards = np.diag([-1.0, 1, -1, 1])
+    for other in (upside_down, backwards):
+        first, second = two_viewpoints(points, np.stack((np.eye(4), other)))
+        assert np.isfinite(first.cam_from_world).all()
+        assert np.linalg.norm(first.eye - second.eye) > 1
+        assert first.up == pytest.approx([0, -1, 0])
+
+
+def bowl(views: int = 3) -> Reconstruction:
+    """Red and certain on the left of every view, blue and less certain on the right."""
+    row, column = torch.meshgrid(torch.arange(24), torch.arange(32), indexing="ij")
+    depth = (2 + 0.003 * ((row - 12) ** 2 + (column - 16) ** 2)).float().repeat(views, 1, 1)
+    intrinsics = torch.tensor([[30.0, 0, 16], [0, 30, 12], [0, 0, 1]]).repeat(views, 1, 1)
+    poses = torch.eye(4).repeat(views, 1, 1)
+    poses[:, 0, 3] = 0.2 * torch.arange(views)
+    left = (column < 16).float().expand(views, 24, 32)
+    return Reconstruction(
+        model_name="bowl",
+        view_names=tuple(f"{view}.png" for view in range(views)),
+        image_paths=(None,) * views,
+        image_fits=(ImageFit.identity(32, 24),) * views,
+        images=torch.stack((left, 0 * left, 1 - left), dim=1),
+        world_from_cam=poses,
+        intrinsics=intrinsics,
+        original_intrinsics=intrinsics,
+        depth=depth,
+        depth_confidence=left,
+        world_points=unproject_depth(depth, intrinsics, poses),
+        confidence=0.1 + 0.8 * left,
+    )
+
+
+def blue_share(picture: np.ndarray) -> float:
+    red, _, blue = picture.astype(int).transpose(2, 0, 1)
+    return (blue - red > 150).sum() / max(1, (abs(blue - red) > 150).sum())
+
+
+def test_preview_shows_the_scene_from_two_sides() -> None:
+    first, second = views = render_views(bowl(), drop_lowest=0)
+    assert first.shape == second.shape == (540, 720, 3)
+    assert np.mean(first != second) > 0.2
+    for view in views:
+        assert 0.1 < blue_share(view) < 0.9  # both halves are seen from either side
+    whole = preview(bowl(), bowl().depth, drop_lowest=0)
+    np.testing.assert_array_equal(whole[-540:], np.concatenate(views, axis=1))
+
+
+def test_preview_leaves_out_the_share_it_is_told() -> None:
+    assert blue_share(preview(bowl(), drop_lowest=0.5)[-540:]) < 0.02
+    assert blue_share(preview(bowl(), drop_lowest=0)[-540:]) > 0.3
+    with pytest.raises(ConfigError, match="drop_lowest"):
+        preview(bowl(), drop_lowest=1.0)
+
+
+def test_preview_leaves_out_what_is_not_finite() -> None:
+    good = bowl()
+    poses, points, depth = (
+        x.clone() for x in (good.world_from_cam, good.world_points, good.depth)
+    )
+    poses[1, 0, 3] = torch.nan
+    points[0, :, 0] = torch.inf
+    depth[0, :, 0], depth[2, 0] = torch.inf, torch.nan
+    spoilt = replace(good, world_from_cam=poses, world_points=points, depth=depth)
+    without = replace(
+        spoilt, world_from_cam=good.world_from_cam, confidence=good.confidence.clone()
+    )
+    without.confidence[1] = torch.nan
+    for found, expected in zip(
+        render_views(spoilt, drop_lowest=0), render_views(without, drop_lowest=0), strict=True
+    ):
+        assert np.mean(found != expected) < 0.05  # the frustum of the camera
+    assert preview(spoilt).shape == preview(good).shape
+    lost = torch.full_like(poses, torch.nan)
+    with pytest.raises(DatasetError, match="0 finite cameras of 3"):
+        preview(replace(good, world_from_cam=lost))
 
 
 def test_error_colours_darken_up_to_the_limit() -> None:

@@ -170,10 +170,17 @@ class Reconstruction:
         return {**tensors, "metadata": np.array(json.dumps(metadata))}
 
     def save(
-        self, path: str | Path, *, drop_lowest: float = 0.2, voxel_size: float | None = None
+        self,
+        path: str | Path,
+        *,
+        drop_lowest: float = 0.2,
+        voxel_size: float | None = None,
+        ply_file: str | None = None,
     ) -> None:
         """Write a file or COLMAP folder; see :func:`hess.export.save_reconstruction`."""
-        save_reconstruction(self, path, drop_lowest=drop_lowest, voxel_size=voxel_size)
+        save_reconstruction(
+            self, path, drop_lowest=drop_lowest, voxel_size=voxel_size, ply_file=ply_file
+        )
 
 
 def reconstruct(

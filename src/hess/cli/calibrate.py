@@ -11,7 +11,6 @@ from hess.cli.console import (
     ModelName,
     Output,
     console,
-    load_named_model,
     prepare_file,
     print_json,
     progress_bar,
@@ -47,8 +46,9 @@ class Calibrate:
     def run(self) -> None:
         from hess.calibration import CalibrationConfig, calibrate
         from hess.datasets.open import open_dataset
+        from hess.models.loading import load_model
 
-        model = load_named_model(self.model, self.device)
+        model = load_model(self.model, device=self.device)
         dataset = open_dataset(
             self.data,
             image_fit=model.image_rule,

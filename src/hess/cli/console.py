@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import tyro
 from rich.box import SIMPLE_HEAD
@@ -19,9 +19,6 @@ from rich.table import Table
 from rich.text import Text
 
 from hess.errors import ConfigError
-
-if TYPE_CHECKING:
-    from hess.models.base import Model
 
 console = Console(stderr=True)
 """People read standard error; standard output carries only what a program would want."""
@@ -100,6 +97,22 @@ def prepare_folder(path: Path) -> Path:
     return path
 
 
+def check_folder(path: Path) -> None:
+    """Find out whether a folder for the output is there or can be made; makes nothing.
+
+    Raises:
+        ConfigError: the path is a file.
+        OSError: it cannot be made or written.
+    """
+    if path.is_file():
+        raise ConfigError(f"expected a folder for the output, {path} is a file; choose another")
+    there = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
+    if not there.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, "is a file, not a folder", str(there))
+    if not os.access(there, os.W_OK):
+        raise PermissionError(errno.EACCES, "the folder cannot be written", str(there))
+
+
 def use_threads(threads: int) -> None:
     """Let torch use so many CPU threads.
 
@@ -111,17 +124,6 @@ def use_threads(threads: int) -> None:
     if threads < 1:
         raise ConfigError(f"--threads must be at least 1, found {threads}")
     torch.set_num_threads(threads)
-
-
-def load_named_model(name: str, device: str, dtype: str = "float32") -> "Model":
-    """The model, with a word on the licence of its weights where they have one of their own."""
-    from hess.models.loading import load_model
-
-    with busy(f"loading {name}"):
-        model = load_model(name, device=device, dtype=dtype)
-    if model.weights_license is not None:
-        console.print(model.weights_license, highlight=False, soft_wrap=True)
-    return model
 
 
 def _no_terminal() -> bool:
@@ -139,14 +141,19 @@ def busy(what: str) -> Iterator[None]:
         yield
 
 
-def peak_memory(device: str) -> int:
-    """Largest memory in use so far, in bytes: of the GPU's allocator, or of this process."""
+def peak_memory(device: str) -> int | None:
+    """Largest memory in use so far, in bytes: of the GPU's allocator, or of this process.
+
+    None where the system does not tell (Windows).
+    """
     import torch
 
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
-    import resource
-
+    try:
+        import resource
+    except ModuleNotFoundError:
+        return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
 

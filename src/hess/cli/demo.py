@@ -17,7 +17,7 @@ from hess.cli.console import (
     use_threads,
 )
 from hess.cli.inspect import print_profile, score_pair, write_heatmap
-from hess.cli.policies import build_policies
+from hess.cli.policies import PolicyName, build_policies
 
 if TYPE_CHECKING:
     from hess.evaluation.report import Report
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from hess.sensitivity.profile import HessProfile
     from hess.viz.picture import Picture
 
-POLICIES = ("dense", "uniform", "hess", "reverse", "random")
+POLICIES: tuple[PolicyName, ...] = ("dense", "uniform", "hess", "reverse", "random")
 SHOWN = (0.8, 0.4)
 """Setting of the sparse renderings."""
 

@@ -7,20 +7,19 @@ import tyro
 
 from hess.cli.console import (
     Device,
+    Dtype,
     Json,
     ModelName,
     Output,
-    ProfileName,
     command_line,
     console,
-    load_named_model,
     prepare_file,
     print_json,
     print_table,
     progress_bar,
     use_threads,
 )
-from hess.cli.policies import SETTINGS, build_policies
+from hess.cli.policies import SETTINGS, PolicyName, build_policies, find_profile
 
 if TYPE_CHECKING:
     from hess.datasets.scene import Dataset
@@ -40,7 +39,8 @@ class Evaluate:
     output: Output = field()
     """Results, one JSON line per policy and setting."""
     model: ModelName = "nano"
-    profile: ProfileName = "nano"
+    profile: str | None = None
+    """Bundled profile (nano) or a .hess file; by default the profile bundled with the model."""
     data: Annotated[str, tyro.conf.arg(metavar="NAME|PATH")] = "procedural:test"
     """procedural:test, bundled, or a folder whose layout is recognised."""
     num_scenes: int = 224
@@ -49,8 +49,8 @@ class Evaluate:
     """Views per scene, at least 3; a folder with fewer gives all it has."""
     seed: int = 0
     """Other procedural scenes; folders always spread their views evenly."""
-    policies: tuple[str, ...] = ("dense", "uniform", "hess", "reverse", "random")
-    """Any of dense, uniform, hess, reverse, random, no_reallocation."""
+    policies: tuple[PolicyName, ...] = ("dense", "uniform", "hess", "reverse", "random")
+    """What to compare."""
     settings: tuple[tuple[float, float], ...] = SETTINGS
     """Pairs of sparse ratio and CDF threshold."""
     random_seeds: tuple[int, ...] = (0, 1, 2)
@@ -60,16 +60,17 @@ class Evaluate:
     threads: int = 1
     """CPU threads; a model as small as nano gains nothing from more."""
     device: Device = "cpu"
+    dtype: Dtype = "float32"
     json: Json = False
 
     def run(self) -> None:
         from hess.datasets.open import open_dataset
         from hess.evaluation.evaluate import evaluate
-        from hess.sensitivity.profile import load_profile
+        from hess.models.loading import load_model
 
         use_threads(self.threads)
-        model = load_named_model(self.model, self.device)
-        profile = load_profile(self.profile)
+        model = load_model(self.model, device=self.device, dtype=self.dtype)
+        profile = find_profile(self.profile, self.model)
         dataset = open_dataset(
             self.data,
             image_fit=model.image_rule,

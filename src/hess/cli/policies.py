@@ -1,21 +1,22 @@
 """Policies from names and settings on the command line."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from hess.errors import ConfigError
 
 if TYPE_CHECKING:
     from hess.policies.base import Policy
     from hess.policies.scored import ScoreSource
+    from hess.sensitivity.profile import HessProfile
 
 SETTINGS = ((0.5, 0.7), (0.6, 0.4), (0.8, 0.4), (0.9, 0.2))
 """Default (sparse ratio, CDF threshold) pairs; block sparsity 0.46, 0.56, 0.74, 0.84 on nano."""
-NAMES = ("dense", "uniform", "hess", "reverse", "random", "no_reallocation")
+PolicyName = Literal["dense", "uniform", "hess", "reverse", "random", "no_reallocation"]
 
 
 def build_policies(
-    names: Sequence[str],
+    names: Sequence[PolicyName],
     profile: "ScoreSource | None",
     settings: Sequence[tuple[float, float]] = SETTINGS,
     random_seeds: Sequence[int] = (0,),
@@ -23,15 +24,12 @@ def build_policies(
     """Every named policy at every setting; dense once, random once per seed.
 
     Raises:
-        ConfigError: an unknown name, a setting out of range, or a policy that goes by head
-            scores without a profile to take them from.
+        ConfigError: a setting out of range, or a policy that goes by head scores without a
+            profile to take them from.
     """
     from hess import policies
 
-    unknown = [name for name in names if name not in NAMES]
-    if unknown:
-        raise ConfigError(f"unknown policies {unknown}; known: {', '.join(NAMES)}")
-    scored = {
+    scored: dict[str, Any] = {
         "hess": policies.HeSS,
         "reverse": policies.Reverse,
         "no_reallocation": policies.NoReallocation,
@@ -46,6 +44,19 @@ def build_policies(
             source = _needed(profile, "random")
             built += [policies.RandomScores(source, **both, seed=seed) for seed in random_seeds]
     return built
+
+
+def find_profile(profile: str | None, model: str) -> "HessProfile | None":
+    """The profile of that name or file; None stands for the one bundled with ``model``, if any.
+
+    Raises:
+        ProfileError: see ``load_profile``.
+    """
+    from hess.sensitivity.profile import BUNDLED, load_profile
+
+    if profile is None and model in BUNDLED:
+        profile = model
+    return None if profile is None else load_profile(profile)
 
 
 def _needed(profile: "ScoreSource | None", policy: str) -> "ScoreSource":

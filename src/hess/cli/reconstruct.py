@@ -13,33 +13,36 @@ from hess.cli.console import (
     Output,
     Stopwatch,
     busy,
+    check_folder,
     console,
-    load_named_model,
     peak_memory,
-    prepare_folder,
     print_json,
     progress_bar,
 )
-from hess.cli.policies import build_policies
-from hess.errors import AlignmentError, ConfigError, DatasetError, LayoutError
+from hess.cli.inputs import Fit, Inputs, fit_rule
+from hess.cli.policies import PolicyName, build_policies, find_profile
+from hess.errors import AlignmentError, ConfigError, DatasetError, HessError, LayoutError
 
 if TYPE_CHECKING:
-    from hess.datasets.photos import LoadedImages, PhotoSource
+    from hess.datasets.photos import LoadedImages
     from hess.datasets.scene import Scene
-    from hess.geometry.fit_rules import FitRule
-    from hess.models.base import Model
     from hess.reconstruction import Reconstruction
 
-Format = Literal["ply", "glb", "npz", "colmap", "transforms", "preview"]
+Format = Literal["npz", "ply", "glb", "colmap", "transforms", "preview"]
 FILES: dict[Format, str] = {
+    "npz": "scene.npz",  # first: whatever fails after it, the result is there
     "ply": "scene.ply",
     "glb": "scene.glb",
-    "npz": "scene.npz",
     "colmap": "colmap",
     "transforms": "transforms.json",
     "preview": "preview.png",
 }
-SCENE_VIEWS = 20
+ERRORS = {
+    "auc_30": "pose accuracy AUC@30, 0 to 1",
+    "ate_rmse": "camera position error, RMSE",
+    "ate_relative": "the same, over the length of the path",
+    "chamfer_mean": "point error, chamfer mean",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +64,8 @@ class Reconstruct:
     output: Output = field()
     """Folder to write."""
     model: ModelName = "nano"
-    policy: str = "dense"
-    """dense, uniform, hess, reverse, random or no_reallocation."""
+    policy: PolicyName = "dense"
+    """Which attention blocks are computed."""
     profile: str | None = None
     """Bundled profile (nano) or a .hess file; by default the profile bundled with the model."""
     sparse_ratio: float = 0.8
@@ -71,7 +74,7 @@ class Reconstruct:
     """Share of the attention probability to keep, 0 to 1."""
     formats: tuple[Format, ...] = tuple(FILES)
     """What to write."""
-    fit: Literal["model", "crop", "pad", "square"] = "model"
+    fit: Fit = "model"
     """How photos are brought to the model's size; "model" is the rule of the model."""
     points: Literal["model", "point_head", "depth"] = "model"
     """Where points come from: the point head, or depth maps and cameras."""
@@ -80,9 +83,10 @@ class Reconstruct:
     voxel_size: float | None = None
     """Keep one point per cube of this side, in the unit of the cloud."""
     max_views: int | None = None
-    """At most so many views, spread evenly; of a data set with known cameras 20 by default."""
+    """At most so many views, spread evenly. By default all photos, 60 frames of a video, 20 views
+    of a data set with known cameras."""
     fps: float | None = None
-    """Frames to take per second of a video; by default all, or as many as --max-views."""
+    """Frames to take per second of a video."""
     every: int | None = None
     """Take every n-th frame of a video instead."""
     strict: bool = False
@@ -92,16 +96,28 @@ class Reconstruct:
     json: Json = False
 
     def run(self) -> None:
+        from hess.models.loading import load_model
         from hess.reconstruction import reconstruct
         from hess.sparsification import sparsify
 
+        inputs = self._checked()
+        (policy,) = build_policies(
+            [self.policy],
+            find_profile(self.profile, self.model),
+            [(self.sparse_ratio, self.cdf_threshold)],
+        )
         watch = Stopwatch()
-        prepare_folder(self.output)
         with watch.stage("load model"):
-            model = load_named_model(self.model, self.device, self.dtype)
-        policy = self._policy(model)
+            model = load_model(self.model, device=self.device, dtype=self.dtype)
+        if self.model == "nano":
+            console.print(
+                "nano only knows made-up rooms at 48 pixels: on photos its cameras are wrong; "
+                "--model facebook/VGGT-1B or yyfz233/Pi3 is for real work",
+                highlight=False,
+                soft_wrap=True,
+            )
         with watch.stage("read photos"):
-            source = self._read(model)
+            source = inputs.read(fit_rule(model, self.fit))
         points = None if self.points == "model" else self.points
         with (
             watch.stage("run model"),
@@ -111,150 +127,117 @@ class Reconstruct:
             reconstruction = reconstruct(model, source, points=points)
         reconstruction = replace(reconstruction, sparsification=run.stats.as_dict())
         with watch.stage("write"):
-            self._write(reconstruction, source)
+            failed = self._write(reconstruction, source)
         result = {
             "output": str(self.output),
-            "files": [FILES[name] for name in self.formats],
+            "files": [FILES[name] for name in FILES if name in {*self.formats} - failed.keys()],
             "model": model.model_name,
             "num_views": reconstruction.num_views,
+            "skipped": [str(path) for path in getattr(source, "skipped", ())],
             "image_size": [reconstruction.images.shape[3], reconstruction.images.shape[2]],
             "block_sparsity": run.stats.block_sparsity,
             "backends": list(run.stats.backends),
             "seconds": watch.seconds,
             "peak_memory_bytes": peak_memory(self.device),
-            "errors": self._errors(reconstruction, source),
+            "errors": _errors(reconstruction, source),
         }
         if self.json:
             print_json(result)
         else:
             _print(result)
+        if failed:
+            reasons = "; ".join(f"{FILES[name]}: {reason}" for name, reason in failed.items())
+            raise HessError(f"not everything could be written. {reasons}")
 
-    def _policy(self, model: "Model") -> Any:
-        from hess.sensitivity.profile import BUNDLED, load_profile
-
-        profile = self.profile
-        if profile is None and model.model_name in BUNDLED:
-            profile = model.model_name
-        (policy,) = build_policies(
-            [self.policy],
-            None if profile is None else load_profile(profile),
-            [(self.sparse_ratio, self.cdf_threshold)],
+    def _checked(self) -> Inputs:
+        """All that can be found out before the work."""
+        check_folder(self.output)
+        if not self.formats:
+            raise ConfigError(f"--formats needs at least one of {', '.join(FILES)}")
+        if not 0 <= self.drop_lowest < 1:
+            raise ConfigError(f"--drop-lowest must be in [0, 1), found {self.drop_lowest}")
+        if self.voxel_size is not None and not self.voxel_size > 0:
+            raise ConfigError(f"--voxel-size must be above 0, found {self.voxel_size}")
+        return Inputs(
+            given=self.input,
+            folder=self.output,
+            max_views=self.max_views,
+            fps=self.fps,
+            every=self.every,
+            strict=self.strict,
         )
-        return policy
 
-    def _fit(self, model: "Model") -> "FitRule":
-        from hess.geometry.fit_rules import square_crop, vggt_crop, vggt_pad
-
-        # The longest side that the model's own rule gives a square photo.
-        size = model.image_rule([(1024, 1024)])[0].width
-        match self.fit:
-            case "crop":
-                return vggt_crop(size, model.patch_size)
-            case "pad":
-                return vggt_pad(size, model.patch_size)
-            case "square":
-                return square_crop(size)
-        return model.image_rule
-
-    def _read(self, model: "Model") -> "LoadedImages | Scene":
-        """Photos, frames of a video, or the first scene of a data set that knows more."""
-        from hess.datasets.open import open_dataset
-        from hess.datasets.photos import find_images, load_images
-        from hess.datasets.video import extract_frames, is_video
-
-        if not self.input:
-            raise ConfigError("expected a folder, photos or a video to reconstruct, found nothing")
-        fit = self._fit(model)
-        photos: PhotoSource = self.input if len(self.input) > 1 else self.input[0]
-        max_views = self.max_views
-        if isinstance(photos, str) and is_video(photos):
-            with progress_bar("frames") as progress:
-                photos = extract_frames(
-                    photos,
-                    self.output / "frames",
-                    fps=self.fps,
-                    every=self.every,
-                    max_views=self.max_views,
-                    progress=progress,
-                )
-            max_views = None
-        elif self.fps is not None or self.every is not None:
-            raise ConfigError(f"--fps and --every choose frames of a video, {photos} is none")
-        elif isinstance(photos, str):
-            dataset = open_dataset(
-                photos,
-                image_fit=fit,
-                views_per_scene=SCENE_VIEWS if max_views is None else max_views,
-                num_scenes=1,
-            )
-            if not dataset.name.startswith("photos:"):
-                scene = dataset[0]
-                if scene.has_poses:
-                    console.print(
-                        f"{dataset.name}: first scene, {scene.num_views} views "
-                        "(--max-views chooses)",
-                        highlight=False,
-                    )
-                    return scene
-        with progress_bar("photos") as progress:
-            return load_images(
-                find_images(photos),
-                image_fit=fit,
-                strict=self.strict,
-                max_views=max_views,
-                progress=progress,
-            )
-
-    def _write(self, reconstruction: "Reconstruction", source: "LoadedImages | Scene") -> None:
+    def _write(
+        self, reconstruction: "Reconstruction", source: "LoadedImages | Scene"
+    ) -> dict[Format, Exception]:
+        """Every format that can be written; what went wrong with the others."""
         from hess.files import write_atomically
         from hess.viz.figure import image_png
         from hess.viz.scene import preview
 
+        failed: dict[Format, Exception] = {}
+        wanted = [name for name in FILES if name in self.formats]
         with progress_bar("files") as progress:
-            for done, name in enumerate(self.formats):
-                progress(done, len(self.formats), FILES[name])
+            for done, name in enumerate(wanted):
+                progress(done, len(wanted), FILES[name])
                 path = self.output / FILES[name]
-                if name == "preview":
-                    picture = preview(reconstruction, getattr(source, "depth", None))
-                    write_atomically(path, image_png(picture))
-                else:
-                    reconstruction.save(
-                        path, drop_lowest=self.drop_lowest, voxel_size=self.voxel_size
-                    )
+                try:
+                    if name == "preview":
+                        depth = getattr(source, "depth", None)
+                        picture = preview(reconstruction, depth, drop_lowest=self.drop_lowest)
+                        write_atomically(path, image_png(picture))
+                    else:
+                        reconstruction.save(
+                            path,
+                            drop_lowest=self.drop_lowest,
+                            voxel_size=self.voxel_size,
+                            ply_file=FILES["ply"] if "ply" in self.formats else None,
+                        )
+                except (HessError, OSError) as error:
+                    failed[name] = error
+        return failed
 
-    def _errors(
-        self, reconstruction: "Reconstruction", source: "LoadedImages | Scene"
-    ) -> dict[str, float]:
-        """What can be measured against known cameras and depth; nothing if they are few."""
-        from hess.datasets.scene import Scene
-        from hess.evaluation.protocol import Protocol
-        from hess.evaluation.scene_metrics import SceneTruth, scene_metrics
 
-        if not isinstance(source, Scene):
-            return {}
-        protocol = Protocol(name="any-views")
-        try:
-            metrics = scene_metrics(
-                reconstruction.world_from_cam,
-                reconstruction.world_points,
-                SceneTruth(source, protocol),
-                protocol,
-            )
-        except (AlignmentError, DatasetError, LayoutError) as error:
-            console.print(f"errors cannot be measured: {error}", highlight=False, soft_wrap=True)
-            return {}
-        return {name: value for name, value in metrics.items() if value is not None}
+def _errors(
+    reconstruction: "Reconstruction", source: "LoadedImages | Scene"
+) -> dict[str, float | str]:
+    """What can be measured against known cameras and depth; nothing if they are few."""
+    from hess.datasets.scene import Scene
+    from hess.evaluation.protocol import Protocol
+    from hess.evaluation.scene_metrics import SceneTruth, scene_metrics
+
+    if not isinstance(source, Scene):
+        return {}
+    protocol = Protocol(name="any-views")
+    try:
+        metrics = scene_metrics(
+            reconstruction.world_from_cam,
+            reconstruction.world_points,
+            SceneTruth(source, protocol),
+            protocol,
+        )
+    except (AlignmentError, DatasetError, LayoutError) as error:
+        console.print(f"errors cannot be measured: {error}", highlight=False, soft_wrap=True)
+        return {}
+    known = {name: value for name, value in metrics.items() if value is not None}
+    return {"unit": source.unit, **known}
 
 
 def _print(result: dict[str, Any]) -> None:
     width, height = result["image_size"]
+    skipped = f" ({len(result['skipped'])} skipped)" if result["skipped"] else ""
     stages = ", ".join(f"{name} {value:.1f} s" for name, value in result["seconds"].items())
+    peak = result["peak_memory_bytes"]
+    memory = "" if peak is None else f"; peak memory {peak / 2**30:.1f} GiB"
     lines = [
-        f"views: {result['num_views']} at {width}x{height} pixels, "
+        f"views: {result['num_views']}{skipped} at {width}x{height} pixels, "
         f"block sparsity {result['block_sparsity']:.2f}",
-        f"time: {stages}; peak memory {result['peak_memory_bytes'] / 2**30:.1f} GiB",
+        f"time: {stages}{memory}",
         f"wrote {result['output']}/: {', '.join(result['files'])}",
-        *(f"  {name}: {value:.4g}" for name, value in result["errors"].items()),
     ]
+    errors = result["errors"]
+    if errors:
+        lines.append(f"against the known cameras and depth, lengths in unit {errors['unit']!r}:")
+        lines += [f"  {ERRORS[n]}: {errors[n]:.4g}" for n in ERRORS if n in errors]
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True)

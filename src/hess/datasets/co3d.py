@@ -18,8 +18,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from hess.datasets.decoding import DECODE_ERRORS
 from hess.datasets.frames import Frame, FrameSequence, rigid_pose
-from hess.datasets.photos import DECODE_ERRORS, natural_key
+from hess.datasets.photo_files import natural_key
 from hess.datasets.rgbd import read_png16
 from hess.errors import DatasetError
 from hess.geometry.image_fit import ImageFit

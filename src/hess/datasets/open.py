@@ -6,7 +6,7 @@ from typing import get_args
 from hess.datasets.bundled import bundled_capture
 from hess.datasets.co3d import ANNOTATIONS, read_co3d
 from hess.datasets.frames import Frame, FrameDataset, FrameSequence
-from hess.datasets.photos import SUFFIXES, find_images
+from hess.datasets.photo_files import SUFFIXES, find_images
 from hess.datasets.procedural import Procedural, ProceduralConfig, Split
 from hess.datasets.rgbd import RGBD_LAYOUTS, find_rgbd
 from hess.datasets.scene import Dataset

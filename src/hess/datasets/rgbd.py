@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from hess.datasets.decoding import DECODE_ERRORS
 from hess.datasets.frames import Frame, FrameSequence, rigid_pose
-from hess.datasets.photos import DECODE_ERRORS, find_images, natural_key
+from hess.datasets.photo_files import find_images, natural_key
 from hess.errors import DatasetError
 from hess.geometry.poses import pose_from
 from hess.geometry.projection import project, unproject_depth

@@ -1,9 +1,7 @@
 """Frames of a video as upright photos in a folder of their own."""
 
-import json
 import logging
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from hess.datasets.photos import VIDEO_SUFFIXES, Progress, spread_evenly
+from hess.datasets.own_folder import renew_folder
+from hess.datasets.photo_files import VIDEO_SUFFIXES
+from hess.datasets.photos import Progress, spread_evenly
 from hess.errors import ConfigError, DatasetError
-from hess.files import atomic_write, write_atomically
+from hess.files import atomic_write
 
 if TYPE_CHECKING:
     from av import Packet, VideoFrame
@@ -24,9 +24,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-RECORD = "frames.json"
-
-_FRAME_NAME = re.compile(r"frame_[0-9]+\.jpg")
 _JPEG_QUALITY = 95
 
 # Signs of (a, b, c, d) in a display matrix, which shows the pixel (x, y) at (ax + cy, bx + dy).
@@ -57,12 +54,12 @@ def extract_frames(
 ) -> list[Path]:
     """Write frames of a video as ``frame_<number>.jpg``, counted from 0 in order of display.
 
-    Frames are upright by the video's rotation record. ``folder`` holds the frames of one video
-    only; a record in it says which, and the same video with the same settings replaces them.
+    Frames are upright by the video's rotation record. ``folder`` holds them alone: frames that
+    an earlier call took, of this video or another, are replaced.
 
     Args:
         video: a file of one of ``VIDEO_SUFFIXES``.
-        folder: made if missing; empty, or from the same call before.
+        folder: made if missing; empty, or as an earlier call left it.
         fps: frames per second by their timestamps, above 0; gaps are not filled.
         every: every so many frames, from the first on. Without ``fps`` and ``every``: all frames.
         max_views: at most so many of these, spread evenly, the first and the last among them.
@@ -91,11 +88,11 @@ def extract_frames(
         candidates = _by_time(timeline, fps)
     chosen = [candidates[i] for i in spread_evenly(len(candidates), max_views)]
 
-    settings = {"fps": fps, "every": every, "max_views": max_views}
-    _prepare(folder, {"video": video.name, "bytes": video.stat().st_size, **settings})
+    made_from = {"video": video.name, "fps": fps, "every": every, "max_views": max_views}
+    renew_folder(folder, [_file_name(number) for number in chosen], made_from=made_from)
     written: list[Path] = []
     for number, image in _decode(video, chosen):
-        path = folder / f"frame_{number:06d}.jpg"
+        path = folder / _file_name(number)
         with atomic_write(path) as file:
             image.save(file, "JPEG", quality=_JPEG_QUALITY)
         written.append(path)
@@ -168,25 +165,8 @@ def _by_time(timeline: _Timeline, fps: float) -> list[int]:
     return chosen
 
 
-def _prepare(folder: Path, record: dict[str, object]) -> None:
-    """Make ``folder`` empty but for ``record``, if it holds nothing else than such frames."""
-    folder.mkdir(parents=True, exist_ok=True)
-    present = [p for p in folder.iterdir() if not p.name.startswith(".")]
-    if present:
-        strangers = [p for p in present if p.name != RECORD and not _FRAME_NAME.fullmatch(p.name)]
-        try:
-            found = json.loads((folder / RECORD).read_text())
-        except (OSError, ValueError):
-            found = None
-        if found != record or strangers:
-            held = strangers[0].name if strangers else f"frames taken otherwise ({found})"
-            raise DatasetError(
-                f"{folder}: the frames of {record['video']} need a folder of their own, found "
-                f"{held} there; choose an empty one"
-            )
-        for path in present:
-            path.unlink()
-    write_atomically(folder / RECORD, json.dumps(record).encode())
+def _file_name(number: int) -> str:
+    return f"frame_{number:06d}.jpg"
 
 
 def _decode(video: Path, numbers: Sequence[int]) -> Iterator[tuple[int, Image.Image]]:

@@ -1,5 +1,6 @@
 """A scene to look at: points and cameras as binary glTF."""
 
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ FIRST_CAMERA_COLOR = (0.84, 0.37, 0.0)
 CAMERA_COLOR = (0.0, 0.45, 0.70)
 
 _AXES = OPENCV_FROM_OPENGL.numpy()
+_FLOAT = 5126  # glTF's number for float32
 
 Floats = NDArray[np.floating]
 
@@ -38,8 +40,10 @@ def write_glb(path: Path, recon: Exportable, cloud: PointCloud) -> None:
     cloud = cloud.at_most(MAX_POINTS)
     points = cloud.points.double().numpy()
     scene = trimesh.Scene()
+    # Bytes that no other buffer has, which trimesh would store only once.
+    placeholder = np.full((len(points), 4), 255, np.uint8)
     scene.add_geometry(
-        trimesh.PointCloud(points @ _AXES[:3, :3], colors=_linear_rgba(cloud.colors)),
+        trimesh.PointCloud(points @ _AXES[:3, :3], colors=placeholder),
         node_name="points",
         geom_name="points",
     )
@@ -65,15 +69,34 @@ def write_glb(path: Path, recon: Exportable, cloud: PointCloud) -> None:
         )
         node = f"camera {name}"
         scene.add_geometry(mesh, node_name=node, geom_name=node, transform=poses[view])
-    write_atomically(path, scene.export(file_type="glb"))
+    colors = _linear(cloud.colors)
+    data = scene.export(
+        file_type="glb",
+        buffer_postprocessor=lambda buffers, tree: _set_point_colors(buffers, tree, colors),
+    )
+    write_atomically(path, data)
 
 
-def _linear_rgba(colors: Tensor) -> NDArray[np.uint8]:
-    """sRGB colours [M, 3] in [0, 1] as linear 8-bit [M, 4] (IEC 61966-2-1)."""
+def _linear(colors: Tensor) -> Floats:
+    """sRGB colours in [0, 1] as linear ones (IEC 61966-2-1)."""
     srgb = colors.double().numpy()
-    linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
-    opaque = np.ones((len(linear), 1))
-    return (255 * np.concatenate((linear, opaque), axis=1)).round().astype(np.uint8)
+    return np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
+
+
+def _set_point_colors(
+    buffers: MutableMapping[Any, bytes], tree: Mapping[str, Any], colors: Floats
+) -> None:
+    """Put colours [M, 3] in place of trimesh's 8-bit ones, which show steps in dark tones."""
+    (attributes,) = (
+        primitive["attributes"]
+        for mesh in tree["meshes"]
+        for primitive in mesh["primitives"]
+        if "COLOR_0" in primitive["attributes"]
+    )
+    accessor = [*tree["accessors"].values()][attributes["COLOR_0"]]
+    buffers[[*buffers][accessor["bufferView"]]] = colors.astype("<f4").tobytes()
+    accessor.update(componentType=_FLOAT, type="VEC3")
+    del accessor["normalized"]
 
 
 def _far_corners(intrinsics: Floats, width: int, height: int) -> Floats:

@@ -20,6 +20,7 @@ def save_reconstruction(
     *,
     drop_lowest: float = 0.2,
     voxel_size: float | None = None,
+    ply_file: str | None = None,
 ) -> None:
     """Write ``recon`` to ``path``, in one piece or not at all. The suffix names the format.
 
@@ -31,6 +32,9 @@ def save_reconstruction(
     (none) cameras and points, as a folder with a COLMAP sparse model
     ====== ==========================================================================
 
+    COLMAP models and .json refer to the photos as they are upright. For photos that are stored
+    turned, or as HEIC, see :func:`hess.datasets.upright.upright_photos`.
+
     Args:
         recon: what to save.
         path: the file or folder to make or replace; missing parent folders are made.
@@ -38,6 +42,8 @@ def save_reconstruction(
             .glb and COLMAP leave out.
         voxel_size: side of a cube, in the unit of the points, of which .ply and .glb keep one
             point only; None keeps all.
+        ply_file: for .json only: the .ply of this reconstruction, relative to the folder of
+            ``path``, from which nerfstudio can start; None names none.
 
     Raises:
         ConfigError: the suffix is unknown, a parameter is out of range, or the folder is
@@ -62,7 +68,7 @@ def save_reconstruction(
                 write_npz(path, recon.to_arrays())
             case ".json":
                 _check_cameras(recon)
-                write_transforms(path, recon)
+                write_transforms(path, recon, ply_file=ply_file)
             case "":
                 _check_cameras(recon)
                 write_colmap(path, recon, drop_lowest=drop_lowest)

@@ -3,7 +3,7 @@
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ _PUBLIC: dict[str, Callable[[str], Model]] = {
     "Pi3": lambda name: Pi3(Pi3Config(), name),
 }
 _UNUSED = "track_head."  # of VGGT
+_PRECISIONS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def load_model(
@@ -51,7 +52,8 @@ def load_model(
     """A model in eval mode, ready for :func:`hess.reconstruct`.
 
     Tensors are read one by one and brought to their final type and place at once, so loading
-    takes little more memory than the model itself.
+    takes little more memory than the model itself. The licence of weights that others published,
+    and what of them is skipped, is logged in one line at level WARNING.
 
     Args:
         name_or_path: "nano" (bundled), a Hugging Face id such as "facebook/VGGT-1B" or
@@ -59,26 +61,21 @@ def load_model(
             file, or a weight file (.safetensors, .pt, .pth, .bin, .ckpt). The tensors' names, not
             the file's, decide the architecture.
         device: where the weights live.
-        dtype: their precision, as a torch type or one of its names ("bfloat16"). A half precision
-            applies to the matrices of the backbone; the rest stays in float32.
+        dtype: their precision, as a torch type or its name: float32, bfloat16, float16 or
+            float64. A half precision applies to the matrices of the backbone; the rest stays in
+            float32.
 
     Raises:
         BackendUnavailableError: the device is not there.
-        ConfigError: not a floating-point type.
+        ConfigError: not a device, or not one of these types.
         CheckpointError: no such model, a damaged file, one that would run code, or weights of
             another architecture or size.
         OSError: a file cannot be read, or the download cache not be written.
     """
     precision = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if not isinstance(precision, torch.dtype) or not precision.is_floating_point:
-        raise ConfigError(
-            f"dtype must be a floating-point type such as 'float32' or 'bfloat16', found {dtype!r}"
-        )
-    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-        raise BackendUnavailableError(
-            f"device {str(device)!r} was asked for, but torch {torch.__version__} sees no CUDA "
-            "device; use device='cpu' or a CUDA build of torch"
-        )
+    if precision not in _PRECISIONS:
+        raise ConfigError(f"dtype must be one of {_listed(_PRECISIONS)}, found {dtype!r}")
+    _check_device(device)
     with weight_file(name_or_path) as (path, name):
         weights, header = read_weights(path)
         model: Model
@@ -141,6 +138,11 @@ def from_upstream(module: nn.Module) -> Model:
     for tensor in weights.values():
         elements[tensor.dtype] += tensor.numel()
     precision, _ = elements.most_common(1)[0]
+    if precision not in _PRECISIONS:
+        raise CheckpointError(
+            f"this {name} must be in one of {_listed(_PRECISIONS)}, most of it is {precision}; "
+            "convert it: module.to(torch.float32)"
+        )
     use_precision(model, model.backbone_parts(), precision)
     empty = model.state_dict()
     return _ready(model, {key: weights[key].to(empty[key].dtype) for key in empty})
@@ -216,17 +218,41 @@ def _recognise(weights: dict[str, Tensor], source: Path | str, name: str) -> Mod
             f"{source} holds {architecture}, which is not supported: {UNSUPPORTED[architecture]}"
         )
     kept = {k: v for k, v in weights.items() if not k.startswith(_UNUSED)}
-    if len(kept) < len(weights):
-        skipped = len(weights) - len(kept)
-        _log.info(
-            "%s: %d tensors skipped (%s*), nothing here tracks points", name, skipped, _UNUSED
-        )
     with torch.device("meta"):
         model = _PUBLIC[architecture](name)
     _check_fit(model, kept, source, f"the public {architecture}")
     model.weights_license = license_notice(name, architecture)
-    _log.info("%s", model.weights_license)
+    skipped = len(weights) - len(kept)
+    # A warning, because Python shows nothing less by itself.
+    _log.warning(
+        "%s%s",
+        model.weights_license,
+        f"; {_UNUSED}* is skipped ({skipped} tensors): nothing here tracks points"
+        if skipped
+        else "",
+    )
     return model
+
+
+def _listed(types: Iterable[torch.dtype]) -> str:
+    return ", ".join(str(dtype).removeprefix("torch.") for dtype in types)
+
+
+def _check_device(device: torch.device | str) -> None:
+    try:
+        place = torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"device must be one of torch's, such as 'cpu', 'cuda' or 'cuda:1', found {device!r}"
+        ) from error
+    try:
+        torch.empty(1, device=place)
+    except (RuntimeError, AssertionError, ImportError) as error:  # which one depends on the device
+        raise BackendUnavailableError(
+            f"device {str(device)!r} was asked for, but torch {torch.__version__} cannot use it "
+            f"here ({str(error).partition('. ')[0]}); use device='cpu', or a torch and a machine "
+            "that have it"
+        ) from error
 
 
 def _check_fit(

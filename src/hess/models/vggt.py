@@ -139,10 +139,10 @@ class VGGT(Model):
 
     def anatomy(self) -> Anatomy:
         encoder = self.aggregator.patch_embed
-        has_blocks = isinstance(encoder, DinoVisionTransformer)
+        blocks = list(encoder.blocks) if isinstance(encoder, DinoVisionTransformer) else []
         return Anatomy(
-            encoder_blocks=list(encoder.blocks) if has_blocks else [],
-            encoder_special=1 + self.config.vit_registers if has_blocks else 0,
+            encoder_blocks=blocks,
+            encoder_special=1 + self.config.vit_registers if blocks else 0,
             frame_blocks=list(self.aggregator.frame_blocks),
             kept=2 * len({*self.config.dense_layers, self.config.depth - 1}),
             heads=[self.depth_head, self.point_head],

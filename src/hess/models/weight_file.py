@@ -13,12 +13,14 @@ from torch import Tensor
 
 from hess.errors import CheckpointError
 from hess.models.catalog import BUNDLED, known_models, similar_models
-from hess.models.hub import WEIGHT_NAMES, fetch_weights, is_hub_id
+from hess.models.hub import fetch_weights, is_hub_id
+from hess.models.weight_names import SUFFIXES, choose_weights, pieces
 
-TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
-SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
 MAPPED_BYTES = 256 * 2**20
 """How much of a file :func:`stream_weights` keeps in memory."""
+
+_ZIP = b"PK\x03\x04"
+_LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # what torch.save wrote before version 1.6
 
 _WRAPPERS = ("module.", "_orig_mod.", "model.")  # of data parallelism, torch.compile, Lightning
 
@@ -44,7 +46,8 @@ def weight_file(name_or_path: str | Path) -> Iterator[tuple[Path, str]]:
         with as_file(files("hess") / "assets" / f"{name}.safetensors") as bundled:
             yield bundled, name
     elif path.is_dir():
-        yield _only_weight_file(path), path.resolve().name
+        names = [entry.name for entry in path.iterdir()]
+        yield path / choose_weights(names, str(path)), path.resolve().name
     elif path.exists():
         yield path, path.stem
     elif is_hub_id(name) and path.suffix not in SUFFIXES:
@@ -59,45 +62,36 @@ def weight_file(name_or_path: str | Path) -> Iterator[tuple[Path, str]]:
         )
 
 
-def _only_weight_file(folder: Path) -> Path:
-    preferred = folder / WEIGHT_NAMES[0]
-    if preferred.is_file():
-        return preferred
-    found = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES)
-    if len(found) != 1:
-        names = ", ".join(path.name for path in found) or "none"
-        raise CheckpointError(
-            f"{folder} must hold {preferred.name} or exactly one other weight file "
-            f"({', '.join(SUFFIXES)}), found {names}; give the path of the file itself"
-        )
-    return found[0]
-
-
 def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors of a weight file, memory-mapped, and its text header (safetensors only).
 
     This is quick and takes no memory until a tensor is used. A training checkpoint (the state
-    dict under "model" or "state_dict") is unwrapped, see also :func:`without_wrapper`.
+    dict under "model" or "state_dict") is unwrapped, see also :func:`without_wrapper`. A piece
+    ("model-00001-of-00002.safetensors") stands for all of them.
 
     Raises:
-        CheckpointError: not a weight file, a damaged one, or one that would run code.
+        CheckpointError: not a weight file, a damaged one, one that would run code, or a piece
+            without the others.
         OSError: the file cannot be opened.
     """
-    with path.open("rb") as file:
-        start = file.read(4)
-    if path.suffix == ".safetensors":
-        weights, header = _read_safetensors(path)
-        return without_wrapper(weights), header
-    if path.suffix not in TORCH_SUFFIXES:
+    if path.suffix not in SUFFIXES:
         raise CheckpointError(
             f"{path} is not a weight file: expected one of {', '.join(SUFFIXES)}"
         )
-    if start != b"PK\x03\x04":
+    parts = [path.with_name(name) for name in pieces(path.name)]
+    missing = [part.name for part in parts if not part.exists()]
+    if missing and len(parts) > 1:
         raise CheckpointError(
-            f"{path} ({path.stat().st_size} bytes) is not a file that torch.save writes (it is no "
-            "zip archive); download it again"
+            f"{path} is one of {len(parts)} pieces, which must lie in one folder; "
+            f"{len(missing)} are missing, the first is {missing[0]}; download them too"
         )
-    return without_wrapper(_read_torch(path)), {}
+    weights: dict[str, Tensor] = {}
+    header: dict[str, str] = {}
+    for part in parts:
+        tensors, text = _read_file(part)
+        weights |= tensors
+        header |= text
+    return without_wrapper(weights), header
 
 
 def stream_weights(path: Path, keys: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
@@ -122,6 +116,28 @@ def without_wrapper(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if all(key.startswith(wrapper) for key in weights):
             weights = {key.removeprefix(wrapper): value for key, value in weights.items()}
     return dict(weights)
+
+
+def _read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    with path.open("rb") as file:
+        start = file.read(len(_LEGACY))
+    if path.suffix == ".safetensors":
+        if start.startswith(_ZIP):
+            raise CheckpointError(f"{path} is what torch.save writes; rename it to .pt")
+        return _read_safetensors(path)
+    if start.startswith(_ZIP):
+        return _read_torch(path), {}
+    if start == _LEGACY:
+        raise CheckpointError(
+            f"{path} is in the format of torch before 1.6, which cannot be memory-mapped; convert "
+            "it once: torch.save(torch.load(old, map_location='cpu', weights_only=True), new)"
+        )
+    if start[8:9] == b"{":  # JSON behind eight bytes of length
+        raise CheckpointError(f"{path} is a safetensors file; rename it to .safetensors")
+    raise CheckpointError(
+        f"{path} ({path.stat().st_size} bytes) is not a file that torch.save writes (it is no zip "
+        "archive); download it again"
+    )
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

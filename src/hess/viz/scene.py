@@ -4,10 +4,12 @@ import io
 import math
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from hess.errors import DatasetError
 from hess.reconstruction import Reconstruction
 from hess.viz.contact_sheet import contact_sheet
 from hess.viz.figure import figure_png
@@ -17,14 +19,16 @@ from hess.viz.viewpoint import two_viewpoints
 
 Picture = NDArray[np.uint8]
 CAMERA_COLOR = "#0072b2"
-SHARE_SHOWN = 0.8
-"""Of all points, the most confident ones."""
 MAX_PHOTOS = 16
 MAX_POINTS = 500_000
 
 
 def preview(
-    reconstruction: Reconstruction, true_depth: Tensor | None = None, *, theme: Theme = LIGHT
+    reconstruction: Reconstruction,
+    true_depth: Tensor | None = None,
+    *,
+    drop_lowest: float = 0.2,
+    theme: Theme = LIGHT,
 ) -> Picture:
     """Photos and depth on top, two views of the cloud with its cameras below: uint8 [H, W, 3].
 
@@ -33,7 +37,12 @@ def preview(
     Args:
         reconstruction: what to show.
         true_depth: [N, H, W], 0 where unknown; shown under the predicted depth.
+        drop_lowest: share of the least confident points to leave out, 0 up to but not 1.
         theme: colours around the pictures.
+
+    Raises:
+        ConfigError: ``drop_lowest`` is out of range.
+        DatasetError: no view has a finite camera and a finite point.
     """
     last = reconstruction.num_views - 1
     shown = np.linspace(0, last, min(last + 1, MAX_PHOTOS)).round().astype(int)
@@ -43,32 +52,47 @@ def preview(
     photos = reconstruction.images.numpy()[shown]
     sheet_png = figure_png(contact_sheet(photos, depth_maps, theme=theme))
     sheet = Image.open(io.BytesIO(sheet_png)).convert("RGB")
-    views = np.concatenate(render_views(reconstruction, theme=theme), axis=1)
-    width = views.shape[1]
+    views = render_views(reconstruction, drop_lowest=drop_lowest, theme=theme)
+    below = np.concatenate(views, axis=1)
+    width = below.shape[1]
     sheet = sheet.resize((width, round(width * sheet.height / sheet.width)))
-    return np.concatenate([np.asarray(sheet), views])
+    return np.concatenate([np.asarray(sheet), below])
 
 
-def render_views(reconstruction: Reconstruction, *, theme: Theme = LIGHT) -> list[Picture]:
-    """Two renderings uint8 [H, W, 3] of the most confident points, with camera frusta."""
-    poses = reconstruction.world_from_cam.double().numpy()
+def render_views(
+    reconstruction: Reconstruction, *, drop_lowest: float = 0.2, theme: Theme = LIGHT
+) -> list[Picture]:
+    """Two renderings uint8 [H, W, 3] of the most confident points, with camera frusta.
+
+    Views whose camera is not finite are left out, with their points.
+
+    Raises:
+        ConfigError, DatasetError: see :func:`preview`.
+    """
+    poses = reconstruction.world_from_cam.double()
+    finite = poses.isfinite().all((1, 2))
     step = math.ceil(math.sqrt(reconstruction.depth.numel() / MAX_POINTS))
-    points = reconstruction.world_points[:, ::step, ::step].flatten(1, 2).double().numpy()
-    seen_from = np.broadcast_to(poses[:, None, :3, 3], points.shape)
-    confident = reconstruction.confident_pixels(drop_lowest=1 - SHARE_SHOWN)
-    keep = confident[:, ::step, ::step].flatten().numpy()
-    points, seen_from = points.reshape(-1, 3)[keep], seen_from.reshape(-1, 3)[keep]
-    colors = reconstruction.images[:, :, ::step, ::step].permute(0, 2, 3, 1)
-    colors = colors.reshape(-1, 3).numpy()[keep]
-    cameras = [CameraSet(world_from_cam=poses, color=CAMERA_COLOR)]
+    keep = torch.zeros(reconstruction.depth.shape, dtype=torch.bool)
+    keep[finite, ::step, ::step] = True
+    keep &= reconstruction.confident_pixels(drop_lowest=drop_lowest)
+    if not keep.any():
+        raise DatasetError(
+            "a picture of the scene needs a view with a finite camera and finite points, found "
+            f"{int(finite.sum())} finite cameras of {len(poses)}; load the model in a wider "
+            "number format (dtype float32)"
+        )
+    points = reconstruction.world_points[keep].double().numpy()
+    colors = (255 * reconstruction.images.movedim(1, -1)[keep]).byte().numpy()
+    seen_from = poses[keep.nonzero()[:, 0], :3, 3].numpy()
+    cameras = CameraSet(world_from_cam=poses[finite].numpy(), color=CAMERA_COLOR)
     return [
         render_points(
             points,
-            (255 * colors).astype(np.uint8),
+            colors,
             viewpoint,
-            cameras=cameras,
+            cameras=[cameras],
             seen_from=seen_from,
             theme=theme,
         )
-        for viewpoint in two_viewpoints(points, poses)
+        for viewpoint in two_viewpoints(points, cameras.world_from_cam)
     ]

@@ -53,20 +53,18 @@ def two_viewpoints(
 ) -> tuple[Viewpoint, Viewpoint]:
     """A view from behind and above the cameras, and one from the side, that show the scene.
 
-    Up is the mean up of the cameras. All cameras and all but the outermost points are in view.
+    Up is the mean up of the cameras, or that of the first if they contradict each other. All
+    cameras and all but the outermost points are in view.
 
     Args:
-        points: [M, 3] in world coordinates, finite.
-        world_from_cam: [N, 4, 4].
+        points: [M >= 1, 3] in world coordinates, finite.
+        world_from_cam: [N >= 1, 4, 4], finite.
         aspect: width over height of the picture.
     """
-    up = _unit(-world_from_cam[:, :3, 1].mean(0))
-    centers = world_from_cam[:, :3, 3]
-    back = -world_from_cam[:, :3, 2].mean(0)
-    back = back - up * (back @ up)
-    if np.linalg.norm(back) < 1e-3:
-        back = world_from_cam[0, :3, 0]
-    back = _unit(back)
+    right, down, forward, centers = world_from_cam[:, :3].transpose(2, 0, 1)
+    up = _first_direction(-down.mean(0), -down[0])
+    candidates = (-forward.mean(0), right[0], -forward[0])
+    back = _first_direction(*(x - up * (x @ up) for x in candidates))
     side = np.cross(up, back)
 
     def view(around_deg: float, elevation_deg: float) -> Viewpoint:
@@ -100,6 +98,11 @@ def _fitted(
         used = max((high[0] - low[0]) / (2 * half * aspect), (high[1] - low[1]) / (2 * half))
         distance *= 1.08 * float(used)
     return Viewpoint(eye=target + distance * direction, target=target, up=up)
+
+
+def _first_direction(*candidates: Floats) -> Floats:
+    """The first that is not too short to have one, as a unit vector."""
+    return _unit(next(x for x in candidates if np.linalg.norm(x) > 1e-3))
 
 
 def _unit(vector: Floats) -> Floats:
