@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hess.attention.layout import TokenLayout
-from hess.attention.pooling import block_probs
+from hess.attention.pooled_scores import pool_scores
 from hess.attention.reference import token_mask
 from hess.errors import (
     AlreadySparsifiedError,
@@ -20,7 +20,7 @@ from hess.errors import (
 from hess.models.layers import Attention
 from hess.models.vggt import VGGT, VGGTConfig
 from hess.policies import Dense, HeSS, Uniform
-from hess.sparsification import SparseAttention, sparsify
+from hess.sparsification import SparseAttention, SparsityStats, sparsify
 from stand_ins import FixedScores
 
 LAYERS, HEADS, NUM_SPECIAL = 3, 4, 3
@@ -157,7 +157,7 @@ def test_a_site_computes_masked_attention_between_project_and_merge(model) -> No
     x = torch.randn(2, layout.num_tokens, 32, generator=torch.Generator().manual_seed(2))
     dense = model.global_attention_sites()[1].module
     q, k, v = dense.project(x, None)
-    mask = HALF.block_mask(block_probs(q, k, layout, 5, 4), 1)
+    mask = HALF.block_mask(pool_scores(q, k, layout, 5, 4), 1)
     visible = token_mask(mask, layout, 5, 4)
     expected = dense.merge(F.scaled_dot_product_attention(q, k, v, attn_mask=visible))
     with sparsify(model, HALF):
@@ -209,6 +209,27 @@ def test_no_number_without_a_forward_pass(model, images) -> None:
         sparse.stats.reset()
         with pytest.raises(HessError, match="run the model"):
             _ = sparse.stats.flop_saving
+
+
+def test_dense_does_not_even_pool(model, images, monkeypatch) -> None:
+    def refuse(*args: object) -> None:
+        raise AssertionError("pooled for nothing")
+
+    monkeypatch.setattr("hess.sparsification.pool_scores", refuse)
+    with sparsify(model, Dense()) as sparse:
+        run(model, images)
+    assert sparse.stats.backends == ("dense",)
+
+
+def test_statistics_stay_on_the_device_until_asked() -> None:
+    """A tensor on the device "meta" has no contents, so fetching it raises."""
+    stats = SparsityStats(1, HEADS, [0])
+    shares = torch.empty(2, HEADS, dtype=torch.float64, device="meta")
+    stats.record(0, shares, shares, "masked")
+    stats.record(0, shares, shares, "masked")
+    assert stats.num_scenes == 4
+    with pytest.raises(NotImplementedError):
+        _ = stats.block_sparsity
 
 
 def test_layers_left_out_stay_dense(model) -> None:

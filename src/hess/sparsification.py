@@ -6,10 +6,12 @@ from types import TracebackType
 import torch
 from torch import Tensor, nn
 
+from hess.attention.block_mask import BlockMask
 from hess.attention.block_sparse import block_sparse_attention, check_backend, resolve_backend
 from hess.attention.dense import dense_attention
 from hess.attention.layout import TokenLayout
-from hess.attention.pooling import block_probs, num_blocks
+from hess.attention.pooled_scores import pool_scores
+from hess.attention.pooling import num_blocks
 from hess.attention.sparsity import block_sparsity, flop_saving
 from hess.errors import AlreadySparsifiedError, ConfigError, HessError, LayoutError
 from hess.models.base import GlobalAttentionSite, Model
@@ -36,25 +38,34 @@ class SparsityStats:
     def reset(self) -> None:
         """Forget all scenes."""
         self._scenes = [0] * self._size[0]
-        self._block_sparsity = torch.zeros(self._size, dtype=torch.float64)
-        self._flop_saving = torch.zeros(self._size, dtype=torch.float64)
+        # Per layer, both measures [2, heads] summed over scenes, on the device that found them:
+        # to fetch them after every layer would make the host wait.
+        self._sums: dict[int, Tensor] = {}
         self._backends: set[str] = set()
 
     def record(
         self, layer_idx: int, block_sparsity: Tensor, flop_saving: Tensor, backend: str
     ) -> None:
-        """Add one forward pass of a layer: two measures [B, heads] and the backend that ran."""
+        """Add one forward pass of a layer: two measures [B, heads] and the backend that ran.
+
+        Never waits for the device.
+        """
+        added = torch.stack([block_sparsity, flop_saving]).sum(1)
+        if layer_idx in self._sums:
+            added = added + self._sums[layer_idx].to(added.device)
+        self._sums[layer_idx] = added
         self._scenes[layer_idx] += len(block_sparsity)
-        self._block_sparsity[layer_idx] += block_sparsity.sum(0).cpu()
-        self._flop_saving[layer_idx] += flop_saving.sum(0).cpu()
         self._backends.add(backend)
 
-    def _mean(self, sums: Tensor) -> Tensor:
+    def _mean(self, measure: int) -> Tensor:
         if 0 in (self._scenes[i] for i in self.layers):
             raise HessError(
                 "no sparsity has been measured: run the model inside sparsify() before asking"
             )
-        return sums / torch.tensor(self._scenes).clamp_min(1)[:, None]
+        means = torch.zeros(self._size, dtype=torch.float64)
+        for layer_idx, sums in self._sums.items():
+            means[layer_idx] = sums[measure].cpu() / self._scenes[layer_idx]
+        return means
 
     @property
     def num_scenes(self) -> int:
@@ -69,12 +80,12 @@ class SparsityStats:
     @property
     def block_sparsity_per_head(self) -> Tensor:
         """Mean dropped share of the block map: float64 [layers, heads]."""
-        return self._mean(self._block_sparsity)
+        return self._mean(0)
 
     @property
     def flop_saving_per_head(self) -> Tensor:
         """Mean dropped share of all attention products: float64 [layers, heads]."""
-        return self._mean(self._flop_saving)
+        return self._mean(1)
 
     @property
     def block_sparsity(self) -> float:
@@ -152,10 +163,9 @@ class SparseAttention(nn.Module):
         if layout is None:
             raise LayoutError("a sparse global attention needs the token layout, found None")
         q, k, v = self.dense.project(x, rope)
-        probs = block_probs(q, k, layout, *self._block_sizes)
-        mask = self._policy.block_mask(probs, self._layer_idx)
+        mask = self._block_mask(q, k, layout)
         if mask is None:
-            nothing = torch.zeros(q.shape[:2], dtype=torch.float64)
+            nothing = q.new_zeros(q.shape[:2], dtype=torch.float64)
             self._stats.record(self._layer_idx, nothing, nothing, "dense")
             return self.dense.merge(dense_attention(q, k, v))
         backend = resolve_backend(self._backend, layout, q, k, v)
@@ -167,6 +177,12 @@ class SparseAttention(nn.Module):
             backend,
         )
         return self.dense.merge(out)
+
+    def _block_mask(self, q: Tensor, k: Tensor, layout: TokenLayout) -> BlockMask | None:
+        if not self._policy.needs_scores:
+            return None
+        pooled = pool_scores(q, k, layout, *self._block_sizes)
+        return self._policy.block_mask(pooled, self._layer_idx)
 
 
 class SparseRun:

@@ -1,45 +1,52 @@
-"""From estimated block probabilities to a block mask: how many key blocks per row, and which."""
+"""From pooled scores to a block mask: how many key blocks each row gets, and which.
+
+The steps, each a pass over chunks of rows (see ``PooledScores.chunks``):
+
+1. :func:`baseline_counts`: what uniform block-sparse attention keeps in each row. No pass if the
+   ratio alone says so.
+2. A policy turns the sums into a budget per head; budgets are on the CPU.
+3. :func:`row_counts`: how a head divides its budget among its rows.
+4. The most probable blocks of each row, as ascending lists.
+
+The host waits for the device once where a CDF threshold is set, to learn the size of the lists,
+and never where the ratio alone sets it (but for ``row_rule="proportional"`` with a threshold).
+"""
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from hess.allocation import allocate
+from hess.attention import torch_selection
 from hess.attention.block_mask import BlockMask
+from hess.attention.pooled_scores import PooledScores
 from hess.errors import ConfigError, LayoutError
 
 CDF_RULES = ("sparsevggt", "cover")
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class RankedBlocks:
-    """The key blocks of every row from the most to the least probable; ties to the lowest index.
+class RowFunctions(Protocol):
+    """What ``torch_selection`` and ``triton_selection`` both offer."""
 
-    Args:
-        probs: [B, heads, q_blocks, kv_blocks], descending.
-        order: int64, same shape; ``order[..., r]`` is the key block of rank r.
-    """
+    ENTRIES_AT_ONCE: int
 
-    probs: Tensor
-    order: Tensor
+    def count_within(self, logits: Tensor, mass: float) -> Tensor: ...
+    def probability_at(self, logits: Tensor, ranks: Tensor) -> Tensor: ...
+    def write_lists(self, logits: Tensor, row_offsets: Tensor, indices: Tensor) -> None: ...
 
 
-def rank_blocks(block_probs: Tensor) -> RankedBlocks:
-    """Sort ``block_probs`` [B, heads, q_blocks, kv_blocks] once for all functions below.
+def row_functions(pooled: PooledScores) -> RowFunctions:
+    """Triton for fp32 scores on an NVIDIA GPU where it is installed, else plain torch."""
+    nvidia = pooled.device.type == "cuda" and torch.version.hip is None
+    if nvidia and pooled.q_mean.dtype == torch.float32 and find_spec("triton") is not None:
+        from hess.attention import triton_selection
 
-    Raises:
-        LayoutError: the tensor does not have four dimensions.
-    """
-    if block_probs.ndim != 4:
-        raise LayoutError(
-            "block probabilities must be [B, heads, q_blocks, kv_blocks], found shape "
-            f"{list(block_probs.shape)}"
-        )
-    probs, order = torch.sort(block_probs, dim=-1, descending=True, stable=True)
-    return RankedBlocks(probs=probs, order=order)
+        return triton_selection
+    return torch_selection
 
 
 def check_baseline(
@@ -56,7 +63,7 @@ def check_baseline(
 
 
 def baseline_counts(
-    ranked: RankedBlocks,
+    pooled: PooledScores,
     sparse_ratio: float | None,
     cdf_threshold: float | None,
     cdf_rule: str = "sparsevggt",
@@ -73,82 +80,101 @@ def baseline_counts(
             "cover" keeps it, so that at least the threshold is covered, as the papers say.
 
     Returns:
-        int64 [B, heads, q_blocks], in [1, K].
+        int64 [B, heads, q_blocks], in [1, K]; on the CPU if there is no threshold, since no
+        score is looked at then.
 
     Raises:
         ConfigError: both parameters are None or one is out of range.
     """
     check_baseline(sparse_ratio, cdf_threshold, cdf_rule)
-    num_kv_blocks = ranked.probs.shape[-1]
+    num_kv_blocks = pooled.shape[-1]
     minimum = 1
     if sparse_ratio is not None:
         # 10 * (1 - 0.9) is 0.99999...: without the nudge a float error would cost a block.
         minimum = max(minimum, math.floor(num_kv_blocks * (1 - sparse_ratio) + 1e-9))
     if cdf_threshold is None:
-        return torch.full_like(ranked.order[..., 0], minimum)
-    mass = ranked.probs.cumsum(-1, dtype=torch.float64)
-    counts = (mass <= cdf_threshold + 1e-5).sum(-1)
+        return torch.tensor(minimum).expand(pooled.shape[:3])
+    run = row_functions(pooled)
+    chunks = pooled.chunks(run.ENTRIES_AT_ONCE)
+    counts = torch.cat([run.count_within(x, cdf_threshold + 1e-5) for _, x in chunks])
     if cdf_rule == "cover":
         counts = counts + 1
-    return counts.clamp(minimum, num_kv_blocks)
-
-
-def select_top(ranked: RankedBlocks, counts: Tensor) -> BlockMask:
-    """The ``counts`` [B, heads, q_blocks] most probable key blocks of each row.
-
-    Raises:
-        LayoutError: the shapes disagree, or a count is outside [0, kv_blocks].
-    """
-    num_kv_blocks = ranked.order.shape[-1]
-    if counts.shape != ranked.order.shape[:-1]:
-        raise LayoutError(
-            f"row counts must have shape {list(ranked.order.shape[:-1])}, "
-            f"found {list(counts.shape)}"
-        )
-    if counts.min() < 0 or counts.max() > num_kv_blocks:
-        raise LayoutError(
-            f"row counts must lie in [0, {num_kv_blocks}], found [{counts.min()}, {counts.max()}]"
-        )
-    rank = torch.arange(num_kv_blocks, device=counts.device)
-    chosen = rank < counts[..., None]
-    return BlockMask.from_dense(torch.zeros_like(chosen).scatter_(-1, ranked.order, chosen))
+    return counts.clamp(minimum, num_kv_blocks).view(pooled.shape[:3])
 
 
 def _equal_counts(
-    ranked: RankedBlocks, budget: Tensor, baseline: Tensor, min_row_blocks: int
+    pooled: PooledScores, budget: Tensor, baseline: Tensor, min_row_blocks: int
 ) -> Tensor:
     """The same number in every row; what is left goes where the next block is most probable."""
-    num_q_blocks, num_kv_blocks = ranked.probs.shape[-2:]
+    num_q_blocks, num_kv_blocks = pooled.shape[-2:]
     base = budget // num_q_blocks
     leftover = budget - base * num_q_blocks
-    next_rank = base.clamp(max=num_kv_blocks - 1)[..., None, None]
-    next_prob = ranked.probs.gather(-1, next_rank.expand(*baseline.shape, 1)).squeeze(-1)
-    order = torch.sort(next_prob, dim=-1, descending=True, stable=True).indices
-    gets_one = torch.arange(num_q_blocks, device=budget.device) < leftover[..., None]
-    extra = torch.zeros_like(baseline).scatter_(-1, order, gets_one.to(baseline.dtype))
-    return base[..., None] + extra
+    if not leftover.any():
+        return base[..., None].expand(pooled.shape[:3])
+    base, leftover = (x.to(pooled.device, non_blocking=True)[..., None] for x in (base, leftover))
+    base = base.expand(pooled.shape[:3])
+    ranks = base.clamp(max=num_kv_blocks - 1).flatten()
+    run = row_functions(pooled)
+    chunks = pooled.chunks(run.ENTRIES_AT_ONCE)
+    next_prob = torch.cat([run.probability_at(x, ranks[rows]) for rows, x in chunks])
+    order = next_prob.view_as(base).sort(dim=-1, descending=True, stable=True).indices
+    gets_one = torch.arange(num_q_blocks, device=pooled.device) < leftover
+    return base + torch.zeros_like(base).scatter_(-1, order, gets_one.long())
 
 
 def _proportional_counts(
-    ranked: RankedBlocks, budget: Tensor, baseline: Tensor, min_row_blocks: int
+    pooled: PooledScores, budget: Tensor, baseline: Tensor, min_row_blocks: int
 ) -> Tensor:
     """In proportion to what the baseline keeps in the row."""
-    return allocate(budget, baseline, upper=ranked.probs.shape[-1], lower=min_row_blocks)
+    return allocate(budget, baseline.cpu(), upper=pooled.shape[-1], lower=min_row_blocks)
 
 
 def _map_counts(
-    ranked: RankedBlocks, budget: Tensor, baseline: Tensor, min_row_blocks: int
+    pooled: PooledScores, budget: Tensor, baseline: Tensor, min_row_blocks: int
 ) -> Tensor:
-    """What the most probable blocks of the whole head map leave in each row; may be nothing."""
-    priority = ranked.probs.clone()
-    priority[..., :min_row_blocks] += 2  # above any probability
-    flat = priority.flatten(-2)
-    order = torch.sort(flat, dim=-1, descending=True, stable=True).indices
-    chosen = torch.arange(flat.shape[-1], device=budget.device) < budget[..., None]
-    return torch.zeros_like(chosen).scatter_(-1, order, chosen).view_as(priority).sum(-1)
+    """What the most probable blocks of the whole head map leave in each row; may be nothing.
+
+    The probability that is just good enough is found digit by digit: a pass over the map counts
+    for each head how often each value of the next digit occurs behind the digits known so far.
+    """
+    heads, num_q_blocks = math.prod(pooled.shape[:2]), pooled.shape[2]
+    wanted = (budget - min_row_blocks * num_q_blocks).flatten()
+    wanted = wanted.to(pooled.device, non_blocking=True)
+    known = torch.zeros_like(wanted)
+    for shift in (20, 10, 0):  # 30 bits hold every fp32 number in [0, 1]
+        occurs = wanted.new_zeros(heads, 1024)
+        for rows, logits in pooled.chunks(torch_selection.ENTRIES_AT_ONCE):
+            keys = _probability_keys(logits, min_row_blocks)
+            head = torch.arange(rows.start, rows.stop, device=pooled.device) // num_q_blocks
+            digit = (keys >> shift & 1023) + 1024 * head[:, None]
+            fits = keys >> (shift + 10) == known[head, None]
+            occurs.view(-1).scatter_add_(0, digit.flatten(), fits.flatten().long())
+        at_least = occurs.flip(-1).cumsum(-1).flip(-1)
+        digit = ((at_least >= wanted[:, None]).sum(-1, keepdim=True) - 1).clamp_min(0)
+        wanted = wanted - (at_least - occurs).gather(-1, digit).squeeze(-1)
+        known = known << 10 | digit.squeeze(-1)
+
+    better, ties = [], []
+    for rows, logits in pooled.chunks(torch_selection.ENTRIES_AT_ONCE):
+        keys = _probability_keys(logits, min_row_blocks)
+        head = torch.arange(rows.start, rows.stop, device=pooled.device) // num_q_blocks
+        better.append((keys > known[head, None]).sum(-1))
+        ties.append((keys == known[head, None]).sum(-1))
+    tied = torch.cat(ties).view(heads, num_q_blocks)
+    first_tied = wanted[:, None] - (tied.cumsum(-1) - tied)
+    counts = min_row_blocks + torch.cat(better).view_as(tied) + first_tied.clamp_min(0).min(tied)
+    return counts.view(pooled.shape[:3])
 
 
-ROW_RULES: dict[str, Callable[[RankedBlocks, Tensor, Tensor, int], Tensor]] = {
+def _probability_keys(logits: Tensor, num_exempt: int) -> Tensor:
+    """Probabilities as whole numbers in the same order, in [0, 2^30); -1 for the ``num_exempt``
+    largest of each row."""
+    probs = logits.softmax(-1).float()
+    keys = probs.view(torch.int32)
+    return keys.scatter(-1, probs.topk(num_exempt).indices, -1) if num_exempt else keys
+
+
+ROW_RULES: dict[str, Callable[[PooledScores, Tensor, Tensor, int], Tensor]] = {
     "equal": _equal_counts,
     "proportional": _proportional_counts,
     "map": _map_counts,
@@ -162,7 +188,7 @@ def check_row_rule(row_rule: str) -> None:
 
 
 def row_counts(
-    ranked: RankedBlocks,
+    pooled: PooledScores,
     budget: Tensor,
     baseline: Tensor,
     row_rule: str = "equal",
@@ -171,7 +197,8 @@ def row_counts(
     """Divide the budget of a head among its query-block rows.
 
     Args:
-        budget: int64 [B, heads], each in [min_row_blocks * q_blocks, q_blocks * kv_blocks].
+        budget: int64 [B, heads] on the CPU, each in
+            [min_row_blocks * q_blocks, q_blocks * kv_blocks].
         baseline: int64 [B, heads, q_blocks], from :func:`baseline_counts`.
         row_rule: "equal" gives every row the same number and the remainder to the rows with the
             most probable next block; "proportional" follows the baseline; "map" takes the most
@@ -179,24 +206,44 @@ def row_counts(
         min_row_blocks: blocks that every row keeps at least.
 
     Returns:
-        int64 [B, heads, q_blocks]; rows of a head sum to its budget.
+        int64 [B, heads, q_blocks]; rows of a head sum to its budget. On the CPU if no score had
+        to be looked at.
 
     Raises:
         ConfigError: unknown rule, or a budget outside its range.
     """
     check_row_rule(row_rule)
-    num_q_blocks, num_kv_blocks = ranked.probs.shape[-2:]
+    num_q_blocks, num_kv_blocks = pooled.shape[-2:]
     lower, upper = min_row_blocks * num_q_blocks, num_q_blocks * num_kv_blocks
     if budget.min() < lower or budget.max() > upper:
         raise ConfigError(
             f"the budget of a head must lie in [{lower}, {upper}] blocks, "
             f"found [{budget.min()}, {budget.max()}]"
         )
-    return ROW_RULES[row_rule](ranked, budget, baseline, min_row_blocks)
+    return ROW_RULES[row_rule](pooled, budget, baseline, min_row_blocks)
+
+
+def select_top(pooled: PooledScores, counts: Tensor) -> BlockMask:
+    """The ``counts`` [B, heads, q_blocks] most probable key blocks of each row; ties to the
+    lowest index. Waits for the device unless the counts are on the CPU.
+
+    Raises:
+        LayoutError: the shapes disagree, or a count is outside [0, kv_blocks].
+    """
+    if counts.shape != pooled.shape[:3]:
+        raise LayoutError(
+            f"row counts must have shape {list(pooled.shape[:3])}, found {list(counts.shape)}"
+        )
+    extremes = torch.stack([counts.min(), counts.max()])
+    # All that the host must know in one transfer.
+    *blocks, low, high = torch.cat([counts.sum(-1).flatten(), extremes]).tolist()
+    if low < 0 or high > pooled.shape[-1]:
+        raise LayoutError(f"row counts must lie in [0, {pooled.shape[-1]}], found [{low}, {high}]")
+    return _write_mask(pooled, counts, torch.tensor(blocks).view(pooled.shape[:2]))
 
 
 def select_blocks(
-    ranked: RankedBlocks,
+    pooled: PooledScores,
     budget: Tensor,
     baseline: Tensor,
     row_rule: str = "equal",
@@ -207,4 +254,26 @@ def select_blocks(
     Returns:
         A mask with exactly ``budget[b, h]`` blocks in head h of batch element b.
     """
-    return select_top(ranked, row_counts(ranked, budget, baseline, row_rule, min_row_blocks))
+    budget = budget.cpu()
+    counts = row_counts(pooled, budget, baseline, row_rule, min_row_blocks)
+    return _write_mask(pooled, counts, budget)
+
+
+def _write_mask(pooled: PooledScores, counts: Tensor, head_blocks: Tensor) -> BlockMask:
+    """The mask of these counts, whose sums per head are known on the CPU."""
+    ends = counts.to(pooled.device, non_blocking=True).flatten().cumsum(0)
+    row_offsets = torch.cat([ends.new_zeros(1), ends])
+    indices = row_offsets.new_empty(int(head_blocks.sum()), dtype=torch.int32)
+    run = row_functions(pooled)
+    for rows, logits in pooled.chunks(run.ENTRIES_AT_ONCE):
+        run.write_lists(logits, row_offsets[rows.start : rows.stop + 1], indices)
+    batch, num_heads, num_q_blocks, num_kv_blocks = pooled.shape
+    return BlockMask(
+        row_offsets=row_offsets,
+        indices=indices,
+        batch=batch,
+        num_heads=num_heads,
+        num_q_blocks=num_q_blocks,
+        num_kv_blocks=num_kv_blocks,
+        known_head_blocks=head_blocks,
+    )

@@ -1,10 +1,9 @@
-"""What a sparsification policy is: estimated block probabilities in, block mask out."""
+"""What a sparsification policy is: pooled scores in, block mask out."""
 
 from typing import ClassVar, Protocol
 
-from torch import Tensor
-
 from hess.attention.block_mask import BlockMask
+from hess.attention.pooled_scores import PooledScores
 from hess.models.base import Model
 
 
@@ -12,6 +11,9 @@ class Policy(Protocol):
     """A rule that says which blocks each head of a global attention computes."""
 
     name: ClassVar[str]
+
+    needs_scores: ClassVar[bool]
+    """False: attention is dense in every layer, and :meth:`block_mask` is not called."""
 
     def settings(self) -> dict[str, object]:
         """All parameters that shape the mask, as JSON values for reports."""
@@ -21,11 +23,11 @@ class Policy(Protocol):
         """Raise ``ProfileError`` if the policy was made for another model."""
         ...
 
-    def block_mask(self, block_probs: Tensor, layer_idx: int) -> BlockMask | None:
+    def block_mask(self, pooled: PooledScores, layer_idx: int) -> BlockMask | None:
         """Choose the blocks of one layer; None means dense attention.
 
         Args:
-            block_probs: [B, heads, q_blocks, kv_blocks], rows sum to 1.
+            pooled: the estimated attention between blocks.
             layer_idx: global layer, from 0.
         """
         ...

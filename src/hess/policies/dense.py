@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
-
+from hess.attention.pooled_scores import PooledScores
 from hess.models.base import Model
 
 
@@ -13,6 +12,7 @@ class Dense:
     """Full attention in every layer; the reference of every comparison."""
 
     name: ClassVar[str] = "dense"
+    needs_scores: ClassVar[bool] = False
 
     def settings(self) -> dict[str, object]:
         return {}
@@ -20,5 +20,5 @@ class Dense:
     def check_model(self, model: Model) -> None:
         """Any model will do."""
 
-    def block_mask(self, block_probs: Tensor, layer_idx: int) -> None:
+    def block_mask(self, pooled: PooledScores, layer_idx: int) -> None:
         return None

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from hess.allocation import allocate
 from hess.attention.block_mask import BlockMask
+from hess.attention.pooled_scores import PooledScores
 from hess.attention.selection import (
     baseline_counts,
     check_baseline,
     check_row_rule,
-    rank_blocks,
     select_blocks,
 )
 from hess.errors import ConfigError, ProfileError
@@ -84,6 +84,7 @@ class ScoredPolicy:
     blend: float = 0.0
     scores: Tensor = field(init=False, repr=False)
     name: ClassVar[str]
+    needs_scores: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_baseline(self.sparse_ratio, self.cdf_threshold, self.cdf_rule)
@@ -132,14 +133,13 @@ class ScoredPolicy:
         """Raise :class:`ProfileError` unless the profile was measured on ``model``."""
         self.profile.check_model(model)
 
-    def block_mask(self, block_probs: Tensor, layer_idx: int) -> BlockMask:
-        ranked = rank_blocks(block_probs)
-        baseline = baseline_counts(ranked, self.sparse_ratio, self.cdf_threshold, self.cdf_rule)
-        num_q_blocks, num_kv_blocks = block_probs.shape[-2:]
+    def block_mask(self, pooled: PooledScores, layer_idx: int) -> BlockMask:
+        baseline = baseline_counts(pooled, self.sparse_ratio, self.cdf_threshold, self.cdf_rule)
+        num_q_blocks, num_kv_blocks = pooled.shape[-2:]
         budget = self._divide(
-            baseline.sum((1, 2)),
-            self.scores[layer_idx].to(block_probs.device),
+            baseline.sum((1, 2)).cpu(),
+            self.scores[layer_idx],
             upper=num_q_blocks * num_kv_blocks,
             lower=self.min_row_blocks * num_q_blocks,
         )
-        return select_blocks(ranked, budget, baseline, self.row_rule, self.min_row_blocks)
+        return select_blocks(pooled, budget, baseline, self.row_rule, self.min_row_blocks)

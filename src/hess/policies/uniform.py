@@ -3,10 +3,9 @@
 from dataclasses import asdict, dataclass
 from typing import ClassVar
 
-from torch import Tensor
-
 from hess.attention.block_mask import BlockMask
-from hess.attention.selection import baseline_counts, check_baseline, rank_blocks, select_top
+from hess.attention.pooled_scores import PooledScores
+from hess.attention.selection import baseline_counts, check_baseline, select_top
 from hess.models.base import Model
 
 
@@ -27,6 +26,7 @@ class Uniform:
     cdf_threshold: float | None = None
     cdf_rule: str = "sparsevggt"
     name: ClassVar[str] = "uniform"
+    needs_scores: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_baseline(self.sparse_ratio, self.cdf_threshold, self.cdf_rule)
@@ -37,7 +37,6 @@ class Uniform:
     def check_model(self, model: Model) -> None:
         """Any model will do."""
 
-    def block_mask(self, block_probs: Tensor, layer_idx: int) -> BlockMask:
-        ranked = rank_blocks(block_probs)
-        counts = baseline_counts(ranked, self.sparse_ratio, self.cdf_threshold, self.cdf_rule)
-        return select_top(ranked, counts)
+    def block_mask(self, pooled: PooledScores, layer_idx: int) -> BlockMask:
+        counts = baseline_counts(pooled, self.sparse_ratio, self.cdf_threshold, self.cdf_rule)
+        return select_top(pooled, counts)

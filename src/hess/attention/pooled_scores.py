@@ -1,0 +1,114 @@
+"""The estimated attention between blocks, of which only a chunk is ever held."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from hess.attention import packing, triton_packing
+from hess.attention.layout import TokenLayout
+from hess.attention.triton_backend import why_unavailable
+from hess.errors import LayoutError
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PooledScores:
+    """Block means of queries and keys, and the logits between them, computed when asked.
+
+    The logits of row ``(b * heads + h) * q_blocks + i`` are ``scale * q_mean[b, h, i] @
+    k_mean[b, h].T``; their softmax estimates how query block i attends (``pooling.block_probs``).
+    All rows together grow with the square of the tokens, so they are handed out in chunks.
+
+    Args:
+        q_mean: [B, heads, q_blocks, d] in fp32 or fp64.
+        k_mean: [B, heads, kv_blocks, d], likewise.
+        scale: usually ``d ** -0.5``.
+
+    Raises:
+        LayoutError: the shapes do not fit each other, or a size is 0.
+    """
+
+    q_mean: Tensor
+    k_mean: Tensor
+    scale: float
+
+    def __post_init__(self) -> None:
+        q, k = self.q_mean, self.k_mean
+        fit = q.ndim == k.ndim == 4 and q.shape[:2] == k.shape[:2] and q.shape[3] == k.shape[3]
+        if not fit or not q.numel() or not k.numel():
+            raise LayoutError(
+                "block means must be [B, heads, q_blocks, d] and [B, heads, kv_blocks, d], found "
+                f"{list(q.shape)} and {list(k.shape)}"
+            )
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(batch, heads, q_blocks, kv_blocks)."""
+        batch, heads, q_blocks, _ = self.q_mean.shape
+        return batch, heads, q_blocks, self.k_mean.shape[2]
+
+    @property
+    def device(self) -> torch.device:
+        return self.q_mean.device
+
+    def chunks(self, max_entries: int) -> Iterator[tuple[slice, Tensor]]:
+        """All rows in order, as pairs of a slice of rows and their logits [rows, kv_blocks].
+
+        A chunk is some whole heads or, where one head is too large, some rows of a head. If
+        everything fits one chunk it is computed once and kept; otherwise at every call again.
+
+        Args:
+            max_entries: logits that a chunk may have; a single row may have more.
+        """
+        batch, heads, q_blocks, kv_blocks = self.shape
+        heads, entries = batch * heads, q_blocks * kv_blocks
+        if heads * entries <= max_entries:
+            yield slice(0, heads * q_blocks), self._whole
+            return
+        some_rows = min(q_blocks, max(1, max_entries // kv_blocks))
+        some_heads = max(1, max_entries // entries)
+        for h in range(0, heads, some_heads):
+            for i in range(0, q_blocks, some_rows):
+                logits = self._logits(slice(h, h + some_heads), slice(i, i + some_rows))
+                first = h * q_blocks + i
+                yield slice(first, first + len(logits)), logits
+
+    @cached_property
+    def _whole(self) -> Tensor:
+        return self._logits(slice(None), slice(None))
+
+    def _logits(self, heads: slice, q_blocks: slice) -> Tensor:
+        q, k = self._flat_means
+        # Autocast would bring this product back to half precision.
+        with torch.autocast(self.device.type, enabled=False):
+            return (q[heads, q_blocks] @ k[heads].mT).flatten(0, 1)
+
+    @cached_property
+    def _flat_means(self) -> tuple[Tensor, Tensor]:
+        """Means [B * heads, blocks, d]. A NaN in a token reaches the output by its attention;
+        here it becomes 0, so that all rows can be put in order."""
+        q, k = (x.flatten(0, 1).nan_to_num(0, 0, 0) for x in (self.q_mean, self.k_mean))
+        return q * self.scale, k
+
+
+def pool_scores(
+    q: Tensor, k: Tensor, layout: TokenLayout, block_size_q: int, block_size_kv: int
+) -> PooledScores:
+    """Average queries and keys over their patch blocks; special tokens take no part.
+
+    Args:
+        q, k: [B, heads, S, d] in the order of ``layout``, after QK-norm and rotary positions.
+
+    Raises:
+        LayoutError: ``q`` or ``k`` does not fit ``layout``.
+        ConfigError: a block size is below 1.
+    """
+    on_gpu = q.is_cuda and why_unavailable(q, k, k) is None
+    pool = triton_packing.pool_queries if on_gpu else packing.pool_queries
+    return PooledScores(
+        q_mean=pool(q, layout, block_size_q),
+        k_mean=pool(k, layout, block_size_kv),
+        scale=q.shape[-1] ** -0.5,
+    )
