@@ -14,8 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "docs/results.md")
+PAGES = ("README.md", "docs/results.md", "docs/models.md")
 BLOCK = re.compile(r"(<!-- table (\w+) (.+?) -->\n).*?(<!-- end table -->)", re.DOTALL)
 LABELS = {
     "dense": "dense",
@@ -25,6 +26,7 @@ LABELS = {
     "random": "random scores",
     "no_reallocation": "HeSS, no reallocation",
 }
+CASE = ("model", "mode", "dtype", "num_views", "height", "width")
 Row = dict[str, Any]
 
 
@@ -176,8 +178,33 @@ def real(path: str) -> str:
     return markdown(header, body)
 
 
+def footprint(path: str) -> str:
+    """Memory and time of the public models, predicted and measured."""
+    header = ["model, task, precision", "views", "predicted", "live tensors", "process"]
+    header += ["process, no holes", "predicted time", "measured time"]
+    rows = read(path)
+    compact = {tuple(row[k] for k in CASE): row for row in rows if row["malloc"]}
+    body = []
+    for row in rows:
+        if row["malloc"]:
+            continue
+        other = compact.get(tuple(row[k] for k in CASE))
+        body.append(
+            [
+                f"{row['model'].split('/')[1]}, {row['mode']}, {row['dtype']}",
+                f"{row['num_views']} of {row['width']} × {row['height']}",
+                *(f"{row[f'{k}_bytes'] / 2**30:.2f}" for k in ("predicted", "live", "process")),
+                "" if other is None else f"{other['process_bytes'] / 2**30:.2f}",
+                f"{row['predicted_seconds']:.0f} s",
+                f"{row['seconds']:.0f} s",
+            ]
+        )
+    return markdown(header, body)
+
+
 TABLES: dict[str, Callable[[str], str]] = {
     "ablations": ablations,
+    "footprint": footprint,
     "headline": headline,
     "models": models,
     "real": real,

@@ -299,6 +299,33 @@ def test_reconstruct_writes_what_was_asked_for(
     assert metadata["view_names"] == ["view0.jpg", "view2.jpg"]
 
 
+def test_one_format_that_fails_does_not_stop_the_others(
+    hess: Callable[..., Done], tmp_path: Path, photos: Path
+) -> None:
+    out = tmp_path / "out"
+    (out / "colmap").mkdir(parents=True)
+    (out / "colmap" / "notes.txt").write_text("mine")
+    done = hess("reconstruct", photos, "-o", out, "--json")
+    assert done.code == 1
+    assert "notes.txt" in done.err
+    assert "colmap" not in json.loads(done.out)["files"]
+    assert (out / "colmap" / "notes.txt").read_text() == "mine"
+    assert {"scene.npz", "transforms.json", "preview.png"} <= {p.name for p in out.iterdir()}
+
+
+def test_out_of_memory_is_said_in_words(
+    hess: Callable[..., Done], tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_much(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 40.00 GiB.")
+
+    monkeypatch.setattr("hess.reconstruction.reconstruct", too_much)
+    done = hess("reconstruct", photos, "-o", tmp_path / "out")
+    assert done.code == 1
+    assert "--max-views" in done.err
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.slow
 def test_reconstruct_the_bundled_capture_sparsely(
     hess: Callable[..., Done], tmp_path: Path
@@ -335,7 +362,7 @@ def test_a_broken_photo_is_skipped_and_named(
     strict = hess("reconstruct", photos, "-o", tmp_path / "strict", "--strict")
     assert strict.code == 1
     assert str(broken) in strict.err
-    assert not list((tmp_path / "strict").iterdir())
+    assert not (tmp_path / "strict").exists()
 
 
 @pytest.mark.slow
@@ -395,6 +422,59 @@ def test_train_nano_twice(hess: Callable[..., Done], tmp_path: Path) -> None:
     assert torch.full((1,), 1e-310, dtype=torch.float64).mul(1).item() > 0
 
 
+def test_doctor_tells_what_there_is(
+    hess: Callable[..., Done], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "hub"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    done = hess("doctor", "--json")
+    assert done.code == 0, done.err
+    report = json.loads(done.out)
+    assert report["fit"] is None
+    machine = report["machine"]
+    assert (machine["torch"], machine["threads"]) == (torch.__version__, 1)
+    assert 2**30 < machine["free_memory"] <= machine["memory"]
+    assert (machine["gpu"] is None) == (not torch.cuda.is_available())
+    assert (machine["gpu"] is None) == bool(machine["why_no_gpu"])
+    for name in ("reference", "masked", "gather"):
+        assert report["backends"][name]["max_error"] < 1e-5
+    for backend in report["backends"].values():
+        assert (backend["max_error"] is None) == bool(backend["why_not"])
+    assert report["libraries"]["trimesh"] is not None
+    assert report["models"]["facebook/VGGT-1B"] is None
+    assert not cache.exists()  # nothing was downloaded
+
+    blob = cache / "models--yyfz233--Pi3" / "blobs" / "0"
+    blob.parent.mkdir(parents=True)
+    blob.write_bytes(bytes(5000))
+    snapshot = cache / "models--yyfz233--Pi3" / "snapshots" / "0123"
+    snapshot.mkdir(parents=True)
+    (snapshot / "model.safetensors").symlink_to(blob)
+    assert json.loads(hess("doctor", "--json").out)["models"]["yyfz233/Pi3"] == 5000
+    shown = hess("doctor")
+    assert (shown.code, shown.out) == (0, "")
+    assert "not downloaded yet" in shown.err
+    assert max(map(len, shown.err.splitlines())) <= 80
+
+
+def test_doctor_tells_what_fits(hess: Callable[..., Done]) -> None:
+    command = ["doctor", "--views", "30", "--device", "cpu", "--dtype", "float32"]
+    done = hess(*command, "--json")
+    assert done.code == 0, done.err
+    fit = json.loads(done.out)["fit"]
+    assert (fit["model"], fit["width"], fit["height"]) == ("facebook/VGGT-1B", 518, 392)
+    dense, sparse, calibration = fit["cases"].values()
+    assert fit["weights"] < dense["peak_memory"] < calibration["peak_memory"]
+    assert 0 < sparse["seconds"] < dense["seconds"] < calibration["seconds"]
+    for case in fit["cases"].values():
+        assert case["fits"] == (case["most_views"] >= 30)
+        assert case["fits"] == (case["peak_memory"] <= round(0.9 * fit["free_memory"]))
+    shown = hess(*command, "--size", "280x140", "--model", "yyfz233/Pi3")
+    assert (shown.code, shown.out) == (0, "")
+    assert "yyfz233/Pi3 on cpu, 30 views of 280x140" in shown.err
+    assert max(map(len, shown.err.splitlines())) <= 80
+
+
 # Failures
 
 BAD_USE = [
@@ -417,15 +497,22 @@ BAD_USE = [
      "sparse_ratio"),
     (["reconstruct", "{photos}", "-o", "{tmp}/out", "--max-views", "0"], "at least 1"),
     (["reconstruct", "{photos}", "-o", "{tmp}/file"], "is a file"),
+    (["reconstruct", "{photos}", "-o", "{photos}"], "input as well"),
+    (["reconstruct", "{photos}", "-o", "{tmp}/out", "--formats"], "--formats"),
     (["reconstruct", "-o", "{tmp}/out"], "found nothing"),
     (["reconstruct", "{photos}", "-o", "{tmp}/out", "--fps", "2"], "of a video"),
     (["reconstruct", "{photos}", "-o", "{tmp}/out", "--formats", "fbx"], "fbx"),
-    (["reconstruct", "{photos}", "-o", "{tmp}/out", "--drop-lowest", "1"], "drop_lowest"),
-    (["reconstruct", "{photos}", "-o", "{tmp}/out", "--voxel-size", "0"], "voxel_size"),
+    (["reconstruct", "{photos}", "-o", "{tmp}/out", "--drop-lowest", "1"], "--drop-lowest"),
+    (["reconstruct", "{photos}", "-o", "{tmp}/out", "--voxel-size", "0"], "--voxel-size"),
     (["demo", "-o", "{tmp}/file"], "is a file"),
     (["train-nano", "-o", "{tmp}/run", "--threads", "0"], "--threads"),
     (["train-nano", "-o", "{tmp}/run", "--steps", "0"], "steps"),
     (["inspect"], "profile"),
+    (["doctor", "--views", "0"], "at least 1"),
+    (["doctor", "--size", "518x392"], "--views"),
+    (["doctor", "--views", "2", "--size", "518"], "WIDTHxHEIGHT"),
+    (["doctor", "--views", "2", "--size", "518x390"], "518x392"),
+    (["doctor", "--views", "2", "--block-sparsity", "2"], "block_sparsity"),
     (["paint"], "paint"),
     ([], "demo"),
 ]  # fmt: skip
@@ -442,6 +529,7 @@ BAD_INPUT = [
      "not a weight file"),
     (["reconstruct", "{photos}", "-o", "{tmp}/file/out"], "file"),
     (["inspect", "{tmp}/none.hess"], "hess calibrate"),
+    (["doctor", "--views", "2", "--model", "{tmp}/none"], "facebook/VGGT-1B"),
     (["inspect", "{tmp}/file"], "no profile"),
     (["inspect", "{tmp}/cut.safetensors"], "no profile"),
     (["inspect", "nano", "-o", "{tmp}/file/a/heads.png"], "file"),

@@ -26,7 +26,7 @@ from hess.attention.selection import (
     select_top,
 )
 from hess.errors import ConfigError, LayoutError
-from live_bytes import LiveBytes
+from hess.footprint.live_bytes import LiveBytes
 from selection_oracle import Ranked, scores_of
 
 GOLDEN_LAYOUT = TokenLayout(num_views=5, grid_h=13, grid_w=14, num_special=5)

@@ -9,6 +9,7 @@ from rich.text import Text
 from hess.cli.calibrate import Calibrate
 from hess.cli.console import Verb, console
 from hess.cli.demo import Demo
+from hess.cli.doctor import Doctor
 from hess.cli.evaluate import Evaluate
 from hess.cli.inspect import Inspect
 from hess.cli.reconstruct import Reconstruct
@@ -21,6 +22,7 @@ VERBS: dict[str, Callable[..., Verb]] = {
     "calibrate": Calibrate,
     "inspect": Inspect,
     "evaluate": Evaluate,
+    "doctor": Doctor,
     "train-nano": TrainNano,
 }
 
@@ -43,10 +45,25 @@ def main(args: Sequence[str] | None = None) -> int:
         wrap = console.is_terminal
         console.print("[bold red]hess:[/]", _plain(error), highlight=False, soft_wrap=not wrap)
         return 2 if isinstance(error, ConfigError) else 1
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        console.print(
+            "[bold red]hess:[/] out of memory; use fewer views (--max-views), --dtype bfloat16, "
+            "or ask `hess doctor --views N` what fits",
+            highlight=False,
+        )
+        return 1
     except KeyboardInterrupt:
         console.print("[bold]hess:[/] stopped; finished parts of resumable work are kept")
         return 130
     return 0
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Torch has a type for GPUs only, and only when torch is there to be asked."""
+    on_gpu = type(error).__name__ == "OutOfMemoryError"
+    return isinstance(error, MemoryError) or on_gpu or "can't allocate memory" in str(error)
 
 
 def _plain(error: Exception) -> Text:
