@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test check lint types docs setup clean
+.PHONY: demo test check lint types docs bench-cpu bench-gpu setup clean
 
 demo: $(READY)
 	$(BIN)/hess demo
@@ -23,6 +23,15 @@ types: $(READY)
 
 docs: $(READY)
 	$(BIN)/python -m pytest tests/test_docs.py
+
+# Speed, which no test measures: rows into benchmarks/results/, tables on the terminal. On a GPU
+# machine without a network, where python3 has torch and triton:
+#     make bench-gpu READY= BIN=$(dirname $(command -v python3))
+bench-cpu: $(READY)
+	PYTHONPATH=src $(BIN)/python3 benchmarks/suite.py cpu -o benchmarks/results/cpu.jsonl
+
+bench-gpu: $(READY)
+	PYTHONPATH=src $(BIN)/python3 benchmarks/suite.py gpu -o benchmarks/results/gpu.jsonl
 
 setup: $(READY)
 

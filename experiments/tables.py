@@ -14,9 +14,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from hess.bench.report import TABLES as BENCH_TABLES
+from hess.bench.rows import read_rows
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "docs/results.md", "docs/models.md")
+PAGES = ("README.md", "docs/results.md", "docs/models.md", "docs/performance.md")
 BLOCK = re.compile(r"(<!-- table (\w+) (.+?) -->\n).*?(<!-- end table -->)", re.DOTALL)
 LABELS = {
     "dense": "dense",
@@ -202,6 +204,16 @@ def footprint(path: str) -> str:
     return markdown(header, body)
 
 
+def bench(name: str) -> Callable[[str], str]:
+    """A table of ``hess bench`` over the rows of all files that match a pattern."""
+
+    def table(pattern: str) -> str:
+        header, *body = BENCH_TABLES[name](read_rows(sorted(ROOT.glob(pattern))))
+        return markdown(header, body)
+
+    return table
+
+
 TABLES: dict[str, Callable[[str], str]] = {
     "ablations": ablations,
     "footprint": footprint,
@@ -209,6 +221,7 @@ TABLES: dict[str, Callable[[str], str]] = {
     "models": models,
     "real": real,
     "sweep": sweep,
+    **{f"bench_{name}": bench(name) for name in BENCH_TABLES},
 }
 
 

@@ -13,7 +13,7 @@ LAYERS = [
     {"attention", "geometry", "allocation"},
     {"sensitivity", "policies", "models", "datasets", "export"},
     {"calibration", "sparsification", "reconstruction", "evaluation", "training", "footprint"},
-    {"viz"},
+    {"viz", "bench"},
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

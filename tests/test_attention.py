@@ -1,6 +1,8 @@
 """Block-sparse attention: the reference against loops, the backends against the reference."""
 
 import inspect
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -11,19 +13,21 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
 
-from hess.attention import gather
+from hess.attention import cpu, cpu_pieces, products
 from hess.attention.block_mask import BlockMask
 from hess.attention.block_sparse import (
-    AUTO_GATHER_TOKENS,
+    AUTO,
+    AUTO_CPU_TOKENS,
     BACKENDS,
     block_sparse_attention,
+    check_backend,
     resolve_backend,
 )
 from hess.attention.layout import TokenLayout
 from hess.attention.pooling import num_blocks
 from hess.attention.reference import reference_attention, token_mask
 from hess.attention.sparsity import block_sparsity, flop_saving
-from hess.errors import ConfigError, LayoutError
+from hess.errors import BackendUnavailableError, ConfigError, LayoutError
 
 Case = tuple[Tensor, Tensor, Tensor, BlockMask, TokenLayout, int, int]
 
@@ -32,8 +36,8 @@ LAYOUTS = {
     "odd grid": TokenLayout(num_views=3, grid_h=9, grid_w=7, num_special=5),
     "many views": TokenLayout(num_views=9, grid_h=3, grid_w=4, num_special=2),
 }
-CPU_BACKENDS = [name for name in BACKENDS if name != "triton"]
-"""The others have tests of their own: ``test_triton``."""
+CPU_BACKENDS = ["reference", "masked", "cpu"]
+"""The others have tests of their own: ``test_triton``, ``test_flex``."""
 BLOCK_SIZES = [(1, 1), (6, 6), (7, 5), (16, 16), (5, 7), (64, 1), (1, 64), (500, 500)]
 
 
@@ -113,7 +117,7 @@ def test_golden_outputs(backend, setting, golden: Path) -> None:
     assert (out - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
-@pytest.mark.parametrize("backend", ["masked", "gather"])
+@pytest.mark.parametrize("backend", ["masked", "cpu"])
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
 @pytest.mark.parametrize(("size_q", "size_kv"), BLOCK_SIZES)
 def test_backends_equal_the_reference(backend, layout, size_q, size_kv) -> None:
@@ -129,36 +133,200 @@ def test_backends_equal_the_reference(backend, layout, size_q, size_kv) -> None:
     assert error <= 2 * own + 1e-7
 
 
+# The CPU backend: small pieces above, and here the large ones, which are products.
+
+
+def make_large_case(
+    layout: TokenLayout | None = None,
+    *,
+    dtype: torch.dtype = torch.float32,
+    dim: int = 64,
+    spread: float = 1.0,
+    batch: int = 1,
+) -> Case:
+    """Heads with one block per row, a third of them (the last row half), all but one, all."""
+    layout = layout or TokenLayout(num_views=4, grid_h=15, grid_w=17, num_special=5)
+    generator = torch.Generator().manual_seed(0)
+    qkv = torch.randn(3, batch, 4, layout.num_tokens, dim, generator=generator)
+    q, k, v = qkv.to(dtype)
+    patches = layout.num_patch_tokens
+    size = batch, 4, num_blocks(patches, 128), num_blocks(patches, 64)
+    rank = torch.rand(size, generator=generator).argsort(-1).argsort(-1)
+    count = torch.tensor([1, size[-1] // 3, size[-1] - 1, size[-1]])[:, None].repeat(1, size[2])
+    count[1, -1] = size[-1] // 2
+    mask = BlockMask.from_dense(rank < count[..., None])
+    return q * spread, k * spread, v, mask, layout, 128, 64
+
+
+def attend_by_lists(case: Case) -> Tensor:
+    """Oracle in float64, from the lists themselves: a query block at a time."""
+    q, k, v, mask, layout, size_q, size_kv = case
+    q, k, v = q.double(), k.double(), v.double()
+    patch_blocks = layout.patch_index.split(size_kv)
+    out = F.scaled_dot_product_attention(q, k, v)
+    out[:, :, layout.patch_index] = torch.nan
+    for row in range(mask.counts.numel()):
+        head, i = divmod(row, mask.num_q_blocks)
+        b, h = divmod(head, mask.num_heads)
+        listed = mask.indices[mask.row_offsets[row] : mask.row_offsets[row + 1]].tolist()
+        keys = torch.cat([*(patch_blocks[block] for block in listed), layout.special_index])
+        queries = layout.patch_index[i * size_q : (i + 1) * size_q]
+        scores = q[b, h, queries] @ k[b, h, keys].T / q.shape[-1] ** 0.5
+        out[b, h, queries] = scores.softmax(-1) @ v[b, h, keys]
+    return out
+
+
+def relative_error(out: Tensor, expected: Tensor) -> float:
+    return float((out.double() - expected).norm() / expected.norm())
+
+
+LARGE_LAYOUTS = {
+    "odd tails": TokenLayout(num_views=4, grid_h=15, grid_w=17, num_special=5),
+    "one view": TokenLayout(num_views=1, grid_h=37, grid_w=23, num_special=5),
+    "no specials": TokenLayout(num_views=2, grid_h=16, grid_w=32, num_special=0),
+    "two parts of keys": TokenLayout(num_views=9, grid_h=15, grid_w=17, num_special=5),
+}
+
+
+@pytest.mark.parametrize("with_products", [True, False])
+@pytest.mark.parametrize("layout", LARGE_LAYOUTS.values(), ids=LARGE_LAYOUTS.keys())
+def test_large_pieces_equal_attention_over_the_lists(layout, with_products, monkeypatch) -> None:
+    if not with_products:
+        monkeypatch.setattr(cpu, "has_products", lambda dtype: False)
+    case = make_large_case(layout, batch=2)
+    assert relative_error(cpu.cpu_attention(*case), attend_by_lists(case)) <= 1e-6
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.3, 1.0, 2.0, 3.0, 8.0])
+@pytest.mark.parametrize("dim", [32, 64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_precision_is_that_of_torch_however_wide_the_scores(dtype, dim, spread) -> None:
+    """Spread 8 makes scores of 500. In half precision: twice the error of torch's attention."""
+    case = make_large_case(dtype=dtype, dim=dim, spread=spread)
+    expected = attend_by_lists(case)
+    q, k, v, *rest = case
+    visible = token_mask(*rest)
+    limit = 1e-5
+    if dtype != torch.float32:
+        torchs = F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
+        limit = 2 * relative_error(torchs, expected)
+    assert relative_error(cpu.cpu_attention(*case), expected) <= limit
+
+
+@pytest.mark.parametrize("score", [48, -24])
+def test_scores_out_of_the_range_of_bfloat16(score) -> None:
+    """One shift does not suit such scores, so they are computed the longer way."""
+    *_, v = torch.randn(3, 64, 64, generator=torch.Generator().manual_seed(0)).bfloat16()
+    q, k = torch.full_like(v, score / 8), torch.ones_like(v)
+    if products.has_products(q.dtype) and torch.cpu._is_avx512_bf16_supported():
+        assert products._attend_in_bfloat16(q / score, [64], [(k, v)]) is not None
+        assert products._attend_in_bfloat16(q, [64], [(k, v)]) is None
+        out = products.attend_by_products(q, k, v, [64], [64])
+        torch.testing.assert_close(out, v.float().mean(0).expand(64, 64), rtol=0, atol=2e-3)
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """Puts back how many threads torch uses."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_result_does_not_depend_on_threads(dtype) -> None:
+    case = make_large_case(dtype=dtype)
+    results = []
+    for number in (1, 2, 3):
+        torch.set_num_threads(number)
+        with torch.inference_mode(number == 2):
+            results.append(cpu.cpu_attention(*case))
+        with ThreadPoolExecutor(1) as pool:  # what other threads begin with is as before, too
+            assert pool.submit(torch.get_num_threads).result() == number
+        assert torch.get_num_threads() == number
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+
+
+@pytest.mark.usefixtures("threads")
+def test_an_error_in_a_thread_is_raised(monkeypatch) -> None:
+    def fail(*args: object) -> None:
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(cpu, "_attend", fail)
+    torch.set_num_threads(2)
+    with pytest.raises(MemoryError, match="no room"):
+        cpu.cpu_attention(*make_large_case())
+    assert torch.get_num_threads() == 2
+
+
+def test_the_result_does_not_depend_on_the_order_of_heads(monkeypatch) -> None:
+    case = make_large_case()
+    expected = cpu.cpu_attention(*case)
+    assert case[3].head_order.tolist() == [3, 2, 1, 0]
+    monkeypatch.setattr(BlockMask, "head_order", torch.tensor([1, 0, 3, 2]))
+    assert torch.equal(cpu.cpu_attention(*case), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_result_does_not_depend_on_how_large_rows_are_grouped(dtype, monkeypatch) -> None:
+    case = make_large_case(dtype=dtype)
+    expected = cpu.cpu_attention(*case)
+    for scores in (1, 10**9):
+        monkeypatch.setattr(cpu_pieces, "LARGE_PIECE", scores)
+        assert torch.equal(cpu.cpu_attention(*case), expected)
+
+
 @pytest.mark.parametrize("max_keys", [1, 60, 10**6])
-def test_gather_does_not_depend_on_how_rows_are_batched(max_keys, monkeypatch) -> None:
+def test_the_result_does_not_depend_on_how_rows_share_calls(max_keys, monkeypatch) -> None:
     case = make_case(LAYOUTS["odd grid"], 7, 5)
     expected = reference_attention(*case)
-    monkeypatch.setattr(gather, "MAX_GATHERED_KEYS", max_keys)
-    torch.testing.assert_close(gather.gather_attention(*case), expected)
+    monkeypatch.setattr(cpu_pieces, "SMALL_PIECE", max_keys)
+    torch.testing.assert_close(cpu.cpu_attention(*case), expected)
 
 
+@pytest.fixture
+def poisoned_memory() -> Iterator[None]:
+    """New tensors that are not filled hold NaN."""
+    torch.use_deterministic_algorithms(True)
+    assert torch.zeros(1).new_empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("poisoned_memory")
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
-def test_gather_writes_every_output(layout, monkeypatch) -> None:
-    def poisoned(*args, **kwargs) -> Tensor:
-        return torch.full(*([args] if isinstance(args[0], int) else args), torch.nan, **kwargs)
-
-    monkeypatch.setattr(gather.torch, "empty", poisoned)
-    out = gather.gather_attention(*make_case(layout, 6, 6))
-    assert torch.isfinite(out).all()
-    assert torch.isnan(gather.torch.empty(2, 3)).all()
+def test_every_output_is_written(layout) -> None:
+    assert torch.isfinite(cpu.cpu_attention(*make_case(layout, 6, 6))).all()
+    assert torch.isfinite(cpu.cpu_attention(*make_large_case())).all()
 
 
-def test_gather_never_touches_keys_that_are_not_selected() -> None:
-    q, k, v, mask, layout, size_q, size_kv = make_case(LAYOUTS["odd grid"], 6, 6, heads=1)
-    dense = mask.to_dense()
-    dense[..., 3] = False
-    hidden = layout.patch_index[3 * size_kv : 4 * size_kv]
-    k[:, :, hidden] = torch.nan
-    v[:, :, hidden] = torch.nan
-    args = (q, k, v, BlockMask.from_dense(dense), layout, size_q, size_kv)
-    out = gather.gather_attention(*args)
-    assert torch.isfinite(out[:, :, layout.patch_index]).all()
-    assert torch.isnan(out[:, :, layout.special_index]).all()
+def test_keys_that_are_not_selected_are_never_touched() -> None:
+    for case in (make_case(LAYOUTS["odd grid"], 6, 6, heads=1), make_large_case()):
+        q, k, v, mask, layout, size_q, size_kv = case
+        dense = mask.to_dense()
+        dense[..., 3] = False
+        hidden = layout.patch_index[3 * size_kv : 4 * size_kv]
+        k[:, :, hidden] = torch.nan
+        v[:, :, hidden] = torch.nan
+        args = (q, k, v, BlockMask.from_dense(dense), layout, size_q, size_kv)
+        out = cpu.cpu_attention(*args)
+        assert torch.isfinite(out[:, :, layout.patch_index]).all()
+        assert torch.isnan(out[:, :, layout.special_index]).all()
+
+
+def test_gradients_are_refused_and_auto_keeps_them() -> None:
+    q, k, v, *rest = make_large_case()
+    v.requires_grad_()
+    with pytest.raises(
+        BackendUnavailableError, match=r"no backward pass; run under torch\.no_grad"
+    ):
+        block_sparse_attention(q, k, v, *rest, backend="cpu")
+    block_sparse_attention(q, k, v, *rest).sum().backward()
+    assert v.grad is not None
+    with torch.no_grad():
+        assert not block_sparse_attention(q, k, v, *rest, backend="cpu").requires_grad
 
 
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
@@ -204,7 +372,7 @@ def test_backends_agree_in_every_layout(problem, seed) -> None:
     layout, size_q, size_kv = problem
     case = make_case(layout, size_q, size_kv, batch=1, heads=3, seed=seed)
     expected = reference_attention(*case)
-    for backend in ("masked", "gather"):
+    for backend in ("masked", "cpu"):
         out = block_sparse_attention(*case, backend=backend)
         torch.testing.assert_close(out, expected)
 
@@ -228,10 +396,10 @@ def test_auto_goes_by_the_number_of_tokens() -> None:
     def layout(tokens: int) -> TokenLayout:
         return TokenLayout(num_views=1, grid_h=1, grid_w=tokens - 1, num_special=1)
 
-    q = k = v = torch.zeros(1)
-    assert resolve_backend("auto", layout(AUTO_GATHER_TOKENS), q, k, v) == "gather"
-    assert resolve_backend("auto", layout(AUTO_GATHER_TOKENS - 1), q, k, v) == "masked"
-    assert resolve_backend("reference", layout(AUTO_GATHER_TOKENS), q, k, v) == "reference"
+    q = k = v = torch.zeros(1, 1, 1, 8)
+    assert resolve_backend("auto", layout(AUTO_CPU_TOKENS), q, k, v) == "cpu"
+    assert resolve_backend("auto", layout(AUTO_CPU_TOKENS - 1), q, k, v) == "masked"
+    assert resolve_backend("reference", layout(AUTO_CPU_TOKENS), q, k, v) == "reference"
     with pytest.raises(ConfigError, match="backend must be one of"):
         resolve_backend("flash", layout(10), q, k, v)
 
@@ -240,15 +408,33 @@ def test_auto_runs_what_it_resolves_to() -> None:
     small = make_case(LAYOUTS["odd grid"], 7, 5)
     auto = block_sparse_attention(*small)
     assert torch.equal(auto, block_sparse_attention(*small, backend="masked"))
-    wide = TokenLayout(num_views=4, grid_h=16, grid_w=16, num_special=1)
-    large = make_case(wide, 64, 64, batch=1, heads=2, dtype=torch.float32)
+    large = make_large_case()
     assert torch.equal(
-        block_sparse_attention(*large), block_sparse_attention(*large, backend="gather")
+        block_sparse_attention(*large), block_sparse_attention(*large, backend="cpu")
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("triton", "needs tensors on a CUDA device"),
+        ("cudnn", "pip install nvidia-cudnn-frontend"),
+        ("sparge", "pip install --no-build-isolation"),
+    ],
+)
+def test_a_backend_that_cannot_run_says_so_before_and_when_asked_to(name, reason) -> None:
+    with pytest.raises(BackendUnavailableError, match=reason):
+        check_backend(name, torch.zeros(1, 1, 0, 64))
+    with pytest.raises(BackendUnavailableError, match=reason):
+        block_sparse_attention(*make_case(LAYOUTS["one view"], 6, 6), backend=name)
+
+
+def test_comparators_are_never_chosen() -> None:
+    assert not {"cudnn", "sparge"} & {name for names in AUTO.values() for name in names}
+
+
 def test_backends_share_one_signature() -> None:
-    names = {tuple(inspect.signature(run).parameters) for run in BACKENDS.values()}
+    names = {tuple(inspect.signature(run.attend).parameters) for run in BACKENDS.values()}
     assert names == {("q", "k", "v", "mask", "layout", "block_size_q", "block_size_kv")}
 
 

@@ -12,6 +12,7 @@ from hess.attention.pooled_scores import pool_scores
 from hess.attention.reference import token_mask
 from hess.errors import (
     AlreadySparsifiedError,
+    BackendUnavailableError,
     ConfigError,
     HessError,
     LayoutError,
@@ -124,7 +125,7 @@ def test_weights_are_shared_not_copied(model) -> None:
         assert all(during[name] is before[name] for name in before)
 
 
-@pytest.mark.parametrize("backend", ["reference", "masked", "gather"])
+@pytest.mark.parametrize("backend", ["reference", "masked", "cpu"])
 @pytest.mark.parametrize("policy", [Uniform(sparse_ratio=0), Uniform(cdf_threshold=1), Dense()])
 def test_dropping_nothing_is_the_dense_model(model, images, policy, backend) -> None:
     expected = run(model, images)
@@ -136,11 +137,11 @@ def test_dropping_nothing_is_the_dense_model(model, images, policy, backend) -> 
 
 def test_backends_agree_and_are_recorded(model, images) -> None:
     outputs = {}
-    for backend in ("auto", "reference", "masked", "gather"):
+    for backend in ("auto", "reference", "masked", "cpu"):
         with sparsify(model, HALF, backend=backend) as sparse:
             outputs[backend] = run(model, images)
         assert sparse.stats.backends == ("masked" if backend == "auto" else backend,)
-    for backend in ("masked", "gather"):
+    for backend in ("masked", "cpu"):
         torch.testing.assert_close(outputs[backend], outputs["reference"], rtol=1e-4, atol=1e-5)
     assert torch.equal(outputs["auto"], outputs["masked"])
 
@@ -232,6 +233,29 @@ def test_statistics_stay_on_the_device_until_asked() -> None:
         _ = stats.block_sparsity
 
 
+def test_short_sequences_can_be_left_dense_and_count_as_such(model, images) -> None:
+    expected = run(model, images)
+    tokens = images.shape[1] * (NUM_SPECIAL + 12)
+    with sparsify(model, HALF, dense_below=tokens + 1) as sparse:
+        assert torch.equal(run(model, images), expected)
+    assert sparse.stats.backends == ("dense",)
+    assert sparse.stats.block_sparsity == sparse.stats.flop_saving == 0
+    with sparsify(model, HALF, dense_below=tokens) as sparse:
+        run(model, images)
+    assert sparse.stats.backends == ("masked",)
+    assert sparse.stats.block_sparsity > 0
+
+
+def test_the_backend_is_logged_once_per_kind_of_input(model, images, caplog) -> None:
+    with caplog.at_level("INFO", logger="hess"), sparsify(model, HALF):
+        run(model, images)
+        run(model, images)
+        run(model, images[:, :2])
+    said = [record.getMessage() for record in caplog.records if record.name == "hess"]
+    assert len(said) == 2
+    assert all("runs on the masked backend (asked: auto)" in line for line in said)
+
+
 def test_layers_left_out_stay_dense(model) -> None:
     with sparsify(model, HALF, layers=[1]):
         types = [type(site.module) for site in model.global_attention_sites()]
@@ -248,6 +272,10 @@ def test_refusals_leave_the_model_alone(model) -> None:
     tree = modules(model)
     with pytest.raises(ConfigError, match="backend must be one of"):
         sparsify(model, HALF, backend="flash")
+    with pytest.raises(BackendUnavailableError, match="triton backend cannot run here: it needs"):
+        sparsify(model, HALF, backend="triton")
+    with pytest.raises(ConfigError, match="dense_below must be at least 0"):
+        sparsify(model, HALF, dense_below=-1)
     for layers in ([], [3], [-1]):
         with pytest.raises(ConfigError, match="layers must name"):
             sparsify(model, HALF, layers=layers)

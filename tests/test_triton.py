@@ -264,5 +264,5 @@ def test_gpu_offsets_beyond_31_bits(cuda) -> None:
 def test_gpu_auto_means_triton_where_it_runs(cuda) -> None:
     q, k, v, _, layout, *_ = large_case(torch.bfloat16)
     assert resolve_backend("auto", layout, q, k, v) == "triton"
-    assert resolve_backend("auto", layout, *(x.double() for x in (q, k, v))) == "gather"
-    assert resolve_backend("auto", layout, q.requires_grad_(), k, v) == "gather"
+    assert resolve_backend("auto", layout, *(x.double() for x in (q, k, v))) == "masked"
+    assert resolve_backend("auto", layout, q.requires_grad_(), k, v) == "flex"

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from hess.attention.block_mask import BlockMask
-from hess.attention.block_sparse import block_sparse_attention, check_backend, resolve_backend
+from hess.attention.block_sparse import BackendChoice, block_sparse_attention, check_backend
 from hess.attention.dense import dense_attention
 from hess.attention.layout import TokenLayout
 from hess.attention.pooled_scores import pool_scores
@@ -17,6 +17,10 @@ from hess.errors import AlreadySparsifiedError, ConfigError, HessError, LayoutEr
 from hess.models.base import GlobalAttentionSite, Model
 from hess.models.layers import Attention, Rope
 from hess.policies.base import Policy
+
+BREAK_EVEN_TOKENS = {"cpu": 1024}
+"""Per type of device, tokens from which on a sparse global attention, its choice of blocks
+included, was measured to be quicker than a dense one. On GPUs it was not measured."""
 
 
 class SparsityStats:
@@ -132,7 +136,8 @@ class SparseAttention(nn.Module):
         policy: Policy,
         block_size_q: int,
         block_size_kv: int,
-        backend: str,
+        backend: BackendChoice,
+        dense_below: int,
         stats: SparsityStats,
     ) -> None:
         super().__init__()
@@ -145,6 +150,7 @@ class SparseAttention(nn.Module):
         self._policy = policy
         self._block_sizes = block_size_q, block_size_kv
         self._backend = backend
+        self._dense_below = dense_below
         self._stats = stats
 
     @property
@@ -168,7 +174,7 @@ class SparseAttention(nn.Module):
             nothing = q.new_zeros(q.shape[:2], dtype=torch.float64)
             self._stats.record(self._layer_idx, nothing, nothing, "dense")
             return self.dense.merge(dense_attention(q, k, v))
-        backend = resolve_backend(self._backend, layout, q, k, v)
+        backend = self._backend(layout, q, k, v)
         out = block_sparse_attention(q, k, v, mask, layout, *self._block_sizes, backend=backend)
         self._stats.record(
             self._layer_idx,
@@ -179,7 +185,7 @@ class SparseAttention(nn.Module):
         return self.dense.merge(out)
 
     def _block_mask(self, q: Tensor, k: Tensor, layout: TokenLayout) -> BlockMask | None:
-        if not self._policy.needs_scores:
+        if not self._policy.needs_scores or layout.num_tokens < self._dense_below:
             return None
         pooled = pool_scores(q, k, layout, *self._block_sizes)
         return self._policy.block_mask(pooled, self._layer_idx)
@@ -232,6 +238,7 @@ def sparsify(
     block_size_q: int | None = None,
     block_size_kv: int | None = None,
     backend: str = "auto",
+    dense_below: int = 0,
 ) -> SparseRun:
     """Replace the global attentions of ``model`` by block-sparse ones, for inference.
 
@@ -244,6 +251,8 @@ def sparsify(
         layers: global layers to make sparse, from 0; None: all.
         block_size_q, block_size_kv: tokens per block; None: the model's default.
         backend: how masks are computed, see ``attention.block_sparse``.
+        dense_below: sequences with fewer tokens are left dense, and the statistics say so. See
+            :data:`BREAK_EVEN_TOKENS`; 0: none, so that results do not depend on speed.
 
     Returns:
         A handle with ``stats`` and ``restore()``, to be used in a ``with`` statement or as is.
@@ -251,7 +260,8 @@ def sparsify(
     Raises:
         AlreadySparsifiedError: the model is sparsified already.
         ProfileError: the policy was made for another model.
-        ConfigError: unknown layer or backend, or a block size below 1.
+        ConfigError: unknown layer or backend, a block size below 1, or ``dense_below`` below 0.
+        BackendUnavailableError: the named backend cannot run on the model's device and type.
     """
     sites = model.global_attention_sites()
     if any(isinstance(site.module, SparseAttention) for site in sites):
@@ -259,7 +269,9 @@ def sparsify(
             "this model is sparsified already; leave the first sparsify() or call its restore()"
         )
     policy.check_model(model)
-    check_backend(backend)
+    choose_backend = BackendChoice(backend)
+    if dense_below < 0:
+        raise ConfigError(f"dense_below must be at least 0 tokens, found {dense_below}")
     chosen = set(range(len(sites)) if layers is None else layers)
     if not chosen or not chosen <= set(range(len(sites))):
         raise ConfigError(
@@ -280,8 +292,18 @@ def sparsify(
                 raise ConfigError(
                     f"global layer {site.layer_idx} must be an Attention, found {type(dense)}"
                 )
+            check_backend(
+                backend, dense.qkv.weight.new_empty(1, dense.num_heads, 0, dense.head_dim)
+            )
             sparse = SparseAttention(
-                dense, site.layer_idx, policy, size_q, size_kv, backend, stats
+                dense,
+                site.layer_idx,
+                policy,
+                size_q,
+                size_kv,
+                choose_backend,
+                dense_below,
+                stats,
             )
             replaced.append((site, sparse))
     for site, sparse in replaced:

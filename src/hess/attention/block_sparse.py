@@ -1,21 +1,25 @@
 """The entry to block-sparse attention: checks shapes, then calls one named backend."""
 
-from typing import Protocol
+import logging
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
+from hess.attention import comparators, cpu, flex, triton_backend
 from hess.attention.block_mask import BlockMask
-from hess.attention.gather import gather_attention
 from hess.attention.layout import TokenLayout
 from hess.attention.masked import masked_sdpa
 from hess.attention.pooling import num_blocks
 from hess.attention.reference import reference_attention
-from hess.attention.triton_backend import triton_attention, why_unavailable
-from hess.errors import ConfigError, LayoutError
+from hess.errors import BackendUnavailableError, ConfigError, LayoutError
+
+_log = logging.getLogger("hess")
 
 
-class Backend(Protocol):
-    """A way to compute the same attention."""
+class Attend(Protocol):
+    """A way to compute the same attention; see ``reference``."""
 
     def __call__(
         self,
@@ -29,28 +33,57 @@ class Backend(Protocol):
     ) -> Tensor: ...
 
 
+class Backend(NamedTuple):
+    """A way to compute, and why it cannot do so with some tensors [B, heads, S, d], or None."""
+
+    attend: Attend
+    why_unavailable: Callable[[Tensor, Tensor, Tensor], str | None]
+
+
+def _runs_everywhere(q: Tensor, k: Tensor, v: Tensor) -> None:
+    return None
+
+
 BACKENDS: dict[str, Backend] = {
-    "reference": reference_attention,
-    "masked": masked_sdpa,
-    "gather": gather_attention,
-    "triton": triton_attention,
+    "reference": Backend(reference_attention, _runs_everywhere),
+    "masked": Backend(masked_sdpa, _runs_everywhere),
+    "cpu": Backend(cpu.cpu_attention, cpu.why_unavailable),
+    "triton": Backend(triton_backend.triton_attention, triton_backend.why_unavailable),
+    "flex": Backend(flex.flex_block_sparse_attention, flex.why_unavailable),
+    "cudnn": Backend(comparators.cudnn_attention, comparators.why_no_cudnn),
+    "sparge": Backend(comparators.sparge_attention, comparators.why_no_sparge),
 }
 
-AUTO_GATHER_TOKENS = 1024
-"""From this many tokens on, "auto" on a CPU means "gather"; below, one masked call is quicker."""
+AUTO = {"cuda": ("triton", "flex", "masked"), "cpu": ("cpu", "masked")}
+"""What "auto" tries per type of device, in this order; elsewhere it means "masked"."""
+
+AUTO_CPU_TOKENS = 768
+"""Below this many tokens "auto" on a CPU means "masked": one call is quicker than many."""
 
 
-def check_backend(backend: str) -> None:
-    """Raise :class:`ConfigError` unless ``backend`` is "auto" or a key of ``BACKENDS``."""
+def check_backend(backend: str, example: Tensor | None = None) -> None:
+    """Refuse a backend before any work is done.
+
+    Args:
+        backend: "auto" or a key of ``BACKENDS``.
+        example: [B, heads, S, d] of the device, type and head dimension in question, any S.
+
+    Raises:
+        ConfigError: no such backend.
+        BackendUnavailableError: it cannot compute tensors like ``example`` here.
+    """
     if backend not in ("auto", *BACKENDS):
         raise ConfigError(f"backend must be one of {('auto', *BACKENDS)}, found {backend!r}")
+    if backend != "auto" and example is not None:
+        reason = BACKENDS[backend].why_unavailable(example, example, example)
+        if reason is not None:
+            raise BackendUnavailableError(f"the {backend} backend cannot run here: {reason}")
 
 
 def resolve_backend(backend: str, layout: TokenLayout, q: Tensor, k: Tensor, v: Tensor) -> str:
     """The backend that ``backend`` stands for with these tensors.
 
-    "auto" is "triton" on a CUDA device where it runs; elsewhere, "gather" from
-    ``AUTO_GATHER_TOKENS`` tokens on and "masked" below.
+    "auto" is the first of ``AUTO`` that can compute them.
 
     Raises:
         ConfigError: no such backend.
@@ -58,9 +91,45 @@ def resolve_backend(backend: str, layout: TokenLayout, q: Tensor, k: Tensor, v: 
     check_backend(backend)
     if backend != "auto":
         return backend
-    if q.is_cuda and why_unavailable(q, k, v) is None:
-        return "triton"
-    return "gather" if layout.num_tokens >= AUTO_GATHER_TOKENS else "masked"
+    choices = AUTO.get(q.device.type, ())
+    if q.device.type == "cpu" and layout.num_tokens < AUTO_CPU_TOKENS:
+        choices = ()
+    for name in choices:
+        if BACKENDS[name].why_unavailable(q, k, v) is None:
+            return name
+    return "masked"
+
+
+class BackendChoice:
+    """Resolves a backend once per kind of input, and logs what it chose.
+
+    Args:
+        backend: as for :func:`resolve_backend`.
+
+    Raises:
+        ConfigError: no such backend.
+    """
+
+    def __init__(self, backend: str) -> None:
+        check_backend(backend)
+        self._backend = backend
+        self._chosen: dict[tuple[object, ...], str] = {}
+
+    def __call__(self, layout: TokenLayout, q: Tensor, k: Tensor, v: Tensor) -> str:
+        """The name of the backend for these tensors."""
+        needs_grad = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
+        kind = (layout.num_tokens, q.shape[-1], q.dtype, q.device, needs_grad)
+        if kind not in self._chosen:
+            self._chosen[kind] = resolve_backend(self._backend, layout, q, k, v)
+            _log.info(
+                "sparse attention over %d tokens in %s on %s runs on the %s backend (asked: %s)",
+                layout.num_tokens,
+                q.dtype,
+                q.device,
+                self._chosen[kind],
+                self._backend,
+            )
+        return self._chosen[kind]
 
 
 def block_sparse_attention(
@@ -82,8 +151,7 @@ def block_sparse_attention(
         q, k, v: [B, heads, S, d] in the order of ``layout``.
         mask: for ``ceil(patches / block_size_q)`` query blocks and
             ``ceil(patches / block_size_kv)`` key blocks.
-        backend: "reference", "masked", "gather", "triton", or "auto"; see
-            :func:`resolve_backend`.
+        backend: a key of ``BACKENDS``, or "auto"; see :func:`resolve_backend`.
 
     Returns:
         [B, heads, S, d].
@@ -93,7 +161,7 @@ def block_sparse_attention(
         ConfigError: unknown backend or a block size below 1.
         BackendUnavailableError: the named backend cannot run here.
     """
-    run = BACKENDS[resolve_backend(backend, layout, q, k, v)]
+    attend = BACKENDS[resolve_backend(backend, layout, q, k, v)].attend
     if q.ndim != 4 or not q.shape == k.shape == v.shape:
         raise LayoutError(
             "q, k and v must share one shape [B, heads, S, d], found "
@@ -116,4 +184,4 @@ def block_sparse_attention(
             "a query block selects no key block and the layout has no special tokens, so its "
             "attention is undefined; set min_row_blocks=1 in the policy"
         )
-    return run(q, k, v, mask, layout, block_size_q, block_size_kv)
+    return attend(q, k, v, mask, layout, block_size_q, block_size_kv)

@@ -88,4 +88,8 @@ def pool_queries(q: Tensor, layout: TokenLayout, block_size_q: int) -> Tensor:
         LayoutError: ``q`` does not fit ``layout``.
         ConfigError: ``block_size_q`` is below 1.
     """
-    return pool_blocks(pack_tokens(q, layout)[..., : layout.num_patch_tokens, :], block_size_q)
+    layout.check(q)
+    patches = layout.num_patch_tokens
+    # Head by head: a copy of all heads would be too large for memory that is used again.
+    packed = (pack_tokens(head, layout)[..., :patches, :] for head in q.unbind(1))
+    return torch.stack([pool_blocks(head, block_size_q) for head in packed], dim=1)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 import tyro
 from rich.text import Text
 
+from hess.cli.bench import Bench
 from hess.cli.calibrate import Calibrate
 from hess.cli.console import Verb, console
 from hess.cli.demo import Demo
@@ -23,6 +24,7 @@ VERBS: dict[str, Callable[..., Verb]] = {
     "inspect": Inspect,
     "evaluate": Evaluate,
     "doctor": Doctor,
+    "bench": Bench,
     "train-nano": TrainNano,
 }
 

@@ -1,0 +1,24 @@
+"""Draw the pictures of docs/performance.md from the committed rows.
+
+python benchmarks/pictures.py
+"""
+
+from pathlib import Path
+
+from hess.bench.rows import read_rows
+from hess.files import write_atomically
+from hess.viz.figure import figure_png
+from hess.viz.performance import attention_figure, model_figure
+
+ROOT = Path(__file__).parents[1]
+
+
+def main() -> None:
+    rows = read_rows(sorted((ROOT / "benchmarks" / "results").glob("*.jsonl")))
+    images = ROOT / "docs" / "images"
+    write_atomically(images / "attention-speed.png", figure_png(attention_figure(rows)))
+    write_atomically(images / "model-speed.png", figure_png(model_figure(rows)))
+
+
+if __name__ == "__main__":
+    main()
