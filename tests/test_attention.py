@@ -1,6 +1,8 @@
 """Block-sparse attention: the reference against loops, the backends against the reference."""
 
 import inspect
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -247,6 +249,30 @@ def test_the_result_does_not_depend_on_threads(dtype) -> None:
         assert torch.get_num_threads() == number
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])
+
+
+IN_A_FORK = """
+import os, torch
+from hess.attention import cpu
+from test_attention import make_large_case
+
+torch.set_num_threads(1)  # torch's own threads do not survive a fork
+case = make_large_case()
+torch.set_num_threads(2)
+cpu.cpu_attention(*case)
+child = os.fork()
+if child == 0:
+    cpu.cpu_attention(*case)
+    os._exit(7)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.slow
+def test_a_forked_process_starts_threads_of_its_own() -> None:
+    command = [sys.executable, "-c", IN_A_FORK]
+    run = subprocess.run(command, cwd=Path(__file__).parent, timeout=60, capture_output=True)
+    assert run.stdout.split() == [b"7"], run.stderr
 
 
 @pytest.mark.usefixtures("threads")

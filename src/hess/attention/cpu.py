@@ -11,6 +11,8 @@ How dropped blocks become saved time:
 - In half precision, scores and sums are fp32.
 """
 
+import functools
+import os
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -113,10 +115,19 @@ def _in_threads(work: Callable[[], None]) -> None:
     threads = torch.get_num_threads()
     if threads == 1:
         return work()
+    pool = _thread_pool(threads, os.getpid())
     try:
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            for done in [pool.submit(work) for _ in range(threads)]:
-                done.result()
+        for done in [pool.submit(work) for _ in range(threads)]:
+            done.result()
     finally:
         # Threads that are started later begin with the number that was set last.
         torch.set_num_threads(threads)
+
+
+@functools.cache
+def _thread_pool(threads: int, process: int) -> ThreadPoolExecutor:
+    """Kept, because oneDNN prepares its products anew in every new thread.
+
+    One per process: a forked process has the pool of its parent, but none of the threads.
+    """
+    return ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
