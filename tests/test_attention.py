@@ -28,7 +28,7 @@ from hess.attention.block_sparse import (
 from hess.attention.layout import TokenLayout
 from hess.attention.pooling import num_blocks
 from hess.attention.reference import reference_attention, token_mask
-from hess.attention.sparsity import block_sparsity, flop_saving
+from hess.attention.sparsity import block_sparsity, flop_saving, work_saving
 from hess.errors import BackendUnavailableError, ConfigError, LayoutError
 
 Case = tuple[Tensor, Tensor, Tensor, BlockMask, TokenLayout, int, int]
@@ -401,6 +401,25 @@ def test_backends_agree_in_every_layout(problem, seed) -> None:
     for backend in ("masked", "cpu"):
         out = block_sparse_attention(*case, backend=backend)
         torch.testing.assert_close(out, expected)
+
+
+@given(layouts(min_special=0), st.integers(0, 999))
+def test_work_saving_counts_the_tiles_that_hold_no_visible_pair(problem, seed) -> None:
+    layout, size_q, size_kv = problem
+    mask = random_mask(layout, size_q, size_kv, batch=2, heads=3, seed=seed)
+    visible = token_mask(mask, layout, size_q, size_kv)
+
+    def groups(block_size: int) -> list[torch.Tensor]:
+        return [*layout.patch_index.split(block_size), *layout.special_index.split(block_size)]
+
+    tiles = [
+        visible[:, :, rows][..., columns].flatten(2).any(-1)
+        for rows in groups(size_q)
+        for columns in groups(size_kv)
+        if len(rows) > 0 and len(columns) > 0
+    ]
+    dropped = (~torch.stack(tiles)).double().mean(0)
+    torch.testing.assert_close(work_saving(mask, layout, size_q, size_kv), dropped)
 
 
 @given(layouts(min_special=0), st.integers(0, 999))

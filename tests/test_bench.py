@@ -260,7 +260,7 @@ def test_attention_rows() -> None:
     for row in rows:
         assert set(row) >= ATTENTION_FIELDS
         assert row["ratio_to_ideal"] == pytest.approx(
-            row["ms_p50"] / ((1 - row["flop_saving"]) * row["dense_ms_p50"])
+            row["ms_p50"] / ((1 - row["work_saving"]) * row["dense_ms_p50"])
         )
         assert 0 < row["gate_error"] <= row["gate_limit"]
         assert {"commit", "dirty", "command"} <= set(row)
@@ -340,7 +340,7 @@ def test_roofline_of_one_tile() -> None:
 def attention_row(**changes: Any) -> dict[str, Any]:
     row = {"op": "attention", "backend": "triton", "auto": True, "device": "cuda"}
     row |= {"dtype": "bfloat16", "views": 50, "tokens": 68_700, "heads": 16, "head_dim": 64}
-    row |= {"budgets": "equal", "lists": "pooled", "sparsity_asked": 0.75, "flop_saving": 0.75}
+    row |= {"budgets": "equal", "lists": "pooled", "sparsity_asked": 0.75, "work_saving": 0.75}
     row |= {"ms_p50": 10.0, "dense_ms_p50": 32.0, "dense_backend": "cudnn", "peak_bytes": None}
     row |= {"dense_ms": {"flash": 50.0, "cudnn": 32.0}, "ratio_to_ideal": 1.25}
     row |= {"selection_share": 0.04, "roofline_ms": None, "command": "c"}

@@ -1,4 +1,4 @@
-"""Two measures of what a block mask drops. They differ; never call either just "sparsity"."""
+"""Three measures of what a block mask drops. They differ; never call one just "sparsity"."""
 
 import torch
 from torch import Tensor
@@ -40,3 +40,21 @@ def flop_saving(
     queries[-1] -= mask.num_q_blocks * block_size_q - patches
     dropped = ((patches - kept_keys) * queries).sum(-1)
     return dropped.double() / layout.num_tokens**2
+
+
+def work_saving(
+    mask: BlockMask, layout: TokenLayout, block_size_q: int, block_size_kv: int
+) -> Tensor:
+    """Dropped share of the tiles of the whole attention: what a kernel that works by tiles saves.
+
+    Special tokens stand as ``ceil(special tokens / block size)`` more rows and columns of the map,
+    all kept. Partial blocks count as full.
+
+    Returns:
+        float64 [B, heads] in [0, 1).
+    """
+    special = layout.num_special_tokens
+    rows = mask.num_q_blocks + num_blocks(special, block_size_q)
+    columns = mask.num_kv_blocks + num_blocks(special, block_size_kv)
+    dropped = mask.num_q_blocks * mask.num_kv_blocks - mask.counts.sum(-1)
+    return dropped.double() / (rows * columns)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hess.attention.block_mask import BlockMask
 from hess.attention.block_sparse import BACKENDS, block_sparse_attention, resolve_backend
-from hess.attention.sparsity import block_sparsity, flop_saving
+from hess.attention.sparsity import block_sparsity, flop_saving, work_saving
 from hess.attention.triton_backend import attend_lists, longest_first, pack_keys
 from hess.bench.dense_kernels import dense_kernels
 from hess.bench.gate import check_backends
@@ -92,7 +92,8 @@ def bench_attention(
     for (name, lists), run in sparse.items():
         mask, time = masks[lists], times[name, lists]
         kept = block_sparsity(mask, work.layout, work.block_size_kv)
-        saved = float(flop_saving(mask, work.layout, *work.block_sizes).mean())
+        saved = float(work_saving(mask, work.layout, *work.block_sizes).mean())
+        products = float(flop_saving(mask, work.layout, *work.block_sizes).mean())
         select_ms = times[lists].p50
         pack_ms = times["pack"].p50 if name == "triton" else None
         row: Row = {
@@ -104,7 +105,8 @@ def bench_attention(
             "lists": lists.source,
             "sparsity_asked": lists.sparsity,
             "block_sparsity": float(kept.mean()),
-            "flop_saving": saved,
+            "flop_saving": products,
+            "work_saving": saved,
             **_measured(time, peak_bytes(run, device)),
             "dense_backend": best,
             "dense_ms_p50": dense_ms[best],
@@ -114,7 +116,7 @@ def bench_attention(
             "selection_share": selection_share(select_ms, pack_ms, time.p50),
             "gate_error": checks[name].error,
             "gate_limit": checks[name].limit,
-            "roofline_ms": roofline_ms(chip_of(device), work, saved, len(mask.indices)),
+            "roofline_ms": roofline_ms(chip_of(device), work, products, len(mask.indices)),
         }
         outcome.rows.append(row)
     return outcome
@@ -125,7 +127,7 @@ def ratio_to_ideal(ms: float, sparsity: float, dense_ms: float) -> float:
 
     Args:
         ms, dense_ms: of sparse and of dense attention.
-        sparsity: dropped share of the query-key products, in [0, 1).
+        sparsity: dropped share of the tiles (:func:`work_saving`), in [0, 1).
     """
     return ms / ((1 - sparsity) * dense_ms)
 

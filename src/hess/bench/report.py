@@ -43,7 +43,7 @@ def attention_table(rows: Sequence[Row]) -> Table:
                 f"{row['tokens']:,}",
                 str(row["heads"]),
                 f"{row['budgets']}, {row['lists']}",
-                f"{row['flop_saving']:.3f}",
+                f"{row['work_saving']:.3f}",
                 f"{row['ms_p50']:.4g}",
                 f"{row['dense_ms_p50']:.4g} ({row['dense_backend']})",
                 f"{row['ratio_to_ideal']:.2f}",

@@ -41,10 +41,10 @@ def attention_figure(rows: Sequence[Row], *, theme: Theme = LIGHT) -> Figure:
         for tokens in lengths:
             for budgets, policy in _BUDGETS.items():
                 line = [r for r in found if (r["tokens"], r["budgets"]) == (tokens, budgets)]
-                line.sort(key=lambda row: row["flop_saving"])
+                line.sort(key=lambda row: row["work_saving"])
                 style = policy_style(policy)
                 axes.plot(
-                    [row["flop_saving"] for row in line],
+                    [row["work_saving"] for row in line],
                     [row["ms_p50"] / row["dense_ms_p50"] for row in line],
                     color=style.color,
                     marker=style.marker,
@@ -52,7 +52,7 @@ def attention_figure(rows: Sequence[Row], *, theme: Theme = LIGHT) -> Figure:
                     label=f"{_LABELS[budgets]}, {tokens:,} tokens",
                 )
         axes.set_title(f"{kind[0].upper()}, {kind[1]}", fontsize=10, color=theme.text)
-        axes.set_xlabel("dropped share of the products", fontsize=10)
+        axes.set_xlabel("dropped share of the tiles", fontsize=10)
         axes.set_ylabel("time / dense time", fontsize=10)
         axes.set_xlim(0, 1)
         axes.set_ylim(0, None)
