@@ -373,7 +373,7 @@ def test_targets_take_the_rows_they_mean() -> None:
     assert ratios([attention_row(**on_cpu)]) == {6: [1.25]}
     assert ratios([attention_row(**on_cpu | {"tokens": 7999})]) == {}
     pair = [model_row(), model_row(policy="hess", seconds=1.03, block_sparsity=0.704)]
-    assert ratios(pair) == {9: [pytest.approx(1.03)]}
+    assert ratios(pair) == {10: [pytest.approx(1.03)]}
     assert ratios([pair[0], pair[1] | {"block_sparsity": 0.71}]) == {}
 
 

@@ -14,10 +14,12 @@ from hess.errors import CheckpointError, ConfigError
 from hess.geometry.poses import invert_pose
 from hess.models.camera_head import decode_cameras
 from hess.models.vggt import VGGT
-from hess.training.losses import MatchingLoss, camera_loss, confident_loss, make_targets
+from hess.training.losses import camera_loss, confident_loss, make_targets
+from hess.training.matching import MatchingLoss
 from hess.training.muon import Muon, orthogonalise
-from hess.training.nano import NANO, Trainer, TrainingConfig, read_log, validate
+from hess.training.nano import NANO
 from hess.training.pool import ScenePool
+from hess.training.trainer import Trainer, TrainingConfig, read_log, validate
 
 SMALL = ProceduralConfig(image_size=8)
 
@@ -372,8 +374,8 @@ def test_the_seed_decides_the_initial_weights_and_nothing_global(tmp_path: Path)
 
 
 def test_validation_is_finite_and_repeats(finished: Trainer) -> None:
-    found = validate(finished.model, num_scenes=2, num_views=3)
+    found = validate(finished.recipe, num_scenes=2, num_views=3)
     assert found.keys() == {"val_auc_30", "val_point_error"}
     assert 0 <= found["val_auc_30"] <= 1
     assert 0 < found["val_point_error"] < math.inf
-    assert validate(finished.model, num_scenes=2, num_views=3) == found
+    assert validate(finished.recipe, num_scenes=2, num_views=3) == found

@@ -1,6 +1,7 @@
-"""``hess train-nano``: train the embedded model from scratch."""
+"""``hess train-nano``: train an embedded model from scratch."""
 
 from dataclasses import asdict, dataclass, field
+from typing import Literal
 
 from hess.cli.console import (
     Device,
@@ -18,16 +19,18 @@ from hess.errors import BackendUnavailableError
 
 @dataclass(frozen=True, kw_only=True)
 class TrainNano:
-    """Train the small VGGT that ships with this package, from scratch, on procedural scenes.
+    """Train a small model that ships with this package, from scratch, on procedural scenes.
 
     The folder holds checkpoint.pt (a stopped run continues: type the same command again),
-    log.jsonl, curve.png and at the end nano.safetensors.
+    log.jsonl, curve.png and at the end the weights, as nano.safetensors or pi3-nano.safetensors.
 
     Example: hess train-nano -o runs/nano-0 --seed 0 --steps 6500
     """
 
     output: Output = field()
     """Folder of the run."""
+    model: Literal["nano", "pi3-nano"] = "nano"
+    """The small VGGT, or the small π³, in which no view leads."""
     steps: int = 6500
     """Optimiser steps of 48 images each; about 0.4 seconds each on one CPU core."""
     seed: int = 0
@@ -43,14 +46,16 @@ class TrainNano:
 
         from hess.files import write_atomically
         from hess.models.loading import save_model
-        from hess.training.nano import Trainer, TrainingConfig, read_log
+        from hess.training.trainer import Trainer, TrainingConfig, read_log
         from hess.viz.figure import figure_png
         from hess.viz.training import training_figure
 
         use_threads(self.threads)
         if self.device == "cuda" and not torch.cuda.is_available():
             raise BackendUnavailableError("this torch finds no CUDA device; use --device cpu")
-        config = TrainingConfig(steps=self.steps, seed=self.seed, matching=self.matching)
+        config = TrainingConfig(
+            model=self.model, steps=self.steps, seed=self.seed, matching=self.matching
+        )
         trainer = Trainer(config, prepare_folder(self.output), self.device)
         auc = ""
         with progress_bar("train") as progress:
@@ -59,8 +64,7 @@ class TrainNano:
                 nonlocal auc
                 if "val_auc_30" in row:
                     auc = f"  AUC@30 {row['val_auc_30']:.3f}"
-                losses = f"camera {row['camera']:.4f}  points {row['points']:.3f}"
-                progress(step, steps, losses + auc)
+                progress(step, steps, f"points {row['points']:.3f}{auc}")
 
             torch.set_flush_denormal(True)
             try:
@@ -68,7 +72,7 @@ class TrainNano:
             finally:
                 # Others in this process need them: k-d trees are built with the next number to 0.
                 torch.set_flush_denormal(False)
-        weights = self.output / "nano.safetensors"
+        weights = self.output / f"{self.model}.safetensors"
         # From the log, which also knows it when there was nothing left to train.
         final = read_log(trainer.log)[-1]
         record = {"command": command_line(), "config": asdict(config), "final": final}

@@ -39,6 +39,11 @@ _PUBLIC: dict[str, Callable[[str], Model]] = {
     "VGGT": lambda name: VGGT(VGGT_1B, name),
     "Pi3": lambda name: Pi3(Pi3Config(), name),
 }
+_OWN: dict[str, tuple[Callable[..., VGGT | Pi3], type[VGGTConfig] | type[Pi3Config]]] = {
+    "hess-vggt": (VGGT, VGGTConfig),
+    "hess-pi3": (Pi3, Pi3Config),
+}
+"""By the format in the header of files of :func:`save_model`."""
 _UNUSED = "track_head."  # of VGGT
 _PRECISIONS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -79,7 +84,7 @@ def load_model(
     with weight_file(name_or_path) as (path, name):
         weights, header = read_weights(path)
         model: Model
-        if header.get("format") == "hess-vggt":
+        if header.get("format") in _OWN:
             model = _from_header(header, path, name)
             _check_fit(model, weights, path, "the architecture in its own header")
         else:
@@ -148,11 +153,21 @@ def from_upstream(module: nn.Module) -> Model:
     return _ready(model, {key: weights[key].to(empty[key].dtype) for key in empty})
 
 
-def save_model(model: VGGT, path: Path, training: dict[str, Any]) -> None:
-    """Write weights in float16 with the configuration and how they were made in the header."""
+def save_model(model: Model, path: Path, training: dict[str, Any]) -> None:
+    """Write weights in float16 with the configuration and how they were made in the header.
+
+    Raises:
+        ConfigError: another model than VGGT or Pi3.
+    """
+    if isinstance(model, VGGT):
+        own = "hess-vggt"
+    elif isinstance(model, Pi3):
+        own = "hess-pi3"
+    else:
+        raise ConfigError(f"only VGGT and Pi3 can be saved, found a {type(model).__name__}")
     weights = {k: v.detach().half().contiguous() for k, v in model.state_dict().items()}
     metadata = {
-        "format": "hess-vggt",
+        "format": own,
         "config": json.dumps(model.config.as_dict()),
         "training": json.dumps(training),
     }
@@ -171,7 +186,7 @@ def read_training_record(name_or_path: str | Path) -> dict[str, Any]:
 
 
 def _header_value(header: dict[str, str], key: str, path: Path) -> Any:
-    if header.get("format") != "hess-vggt":
+    if header.get("format") not in _OWN:
         raise CheckpointError(f"{path} was not written by `hess train-nano`: it has no header")
     try:
         return json.loads(header[key])
@@ -181,7 +196,7 @@ def _header_value(header: dict[str, str], key: str, path: Path) -> Any:
         ) from error
 
 
-def _from_header(header: dict[str, str], path: Path, name: str) -> VGGT:
+def _from_header(header: dict[str, str], path: Path, name: str) -> Model:
     """An empty model of the configuration that a file of :func:`save_model` names."""
     values = _header_value(header, "config", path)
     _header_value(header, "training", path)
@@ -189,7 +204,8 @@ def _from_header(header: dict[str, str], path: Path, name: str) -> VGGT:
         raise CheckpointError(
             f"{path} must name its settings, found {values!r}; download or train it again"
         )
-    unknown = values.keys() - {f.name for f in fields(VGGTConfig)}
+    architecture, config_type = _OWN[header["format"]]
+    unknown = values.keys() - {f.name for f in fields(config_type)}
     if unknown:
         raise CheckpointError(
             f"{path} was made by another version of this package: it names the settings "
@@ -197,11 +213,11 @@ def _from_header(header: dict[str, str], path: Path, name: str) -> VGGT:
         )
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     try:
-        config = VGGTConfig(**values)
+        config = config_type(**values)
     except (ConfigError, TypeError) as error:
         raise CheckpointError(f"{path} holds an impossible configuration: {error}") from error
     with torch.device("meta"):
-        return VGGT(config, model_name=name)
+        return architecture(config, model_name=name)
 
 
 def _recognise(weights: dict[str, Tensor], source: Path | str, name: str) -> Model:

@@ -1,8 +1,8 @@
 """Pi3 (π³): photos in; cameras, and the points that each camera sees, out. No view leads."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from hess.attention.layout import TokenLayout
 from hess.errors import ConfigError
-from hess.geometry.fit_rules import pixel_budget
+from hess.geometry.fit_rules import pixel_budget, square_crop
 from hess.geometry.poses import nearest_rotation, pose_from
 from hess.geometry.projection import intrinsics_from_points
 from hess.models.aggregator import IMAGE_MEAN, IMAGE_STD
@@ -41,6 +41,8 @@ class Pi3Config(ModelConfig):
         num_registers: register tokens per view in the decoder.
         head_depth: blocks of the point, confidence and camera decoders.
         camera_dim: width of the camera head.
+        image_rule: how photos are brought to size: "pixels" shows them whole, within a budget of
+            pixels, as the public model does; "square" the largest centred square.
 
     Raises:
         ConfigError: sizes that do not fit together.
@@ -52,6 +54,7 @@ class Pi3Config(ModelConfig):
     num_registers: int = 5
     head_depth: int = 5
     camera_dim: int = 512
+    image_rule: Literal["pixels", "square"] = "pixels"
 
     may_be_zero: ClassVar[frozenset[str]] = frozenset(
         {"encoder_depth", "encoder_registers", "num_registers", "head_depth"}
@@ -63,6 +66,10 @@ class Pi3Config(ModelConfig):
             raise ConfigError(
                 "decoder_depth must be even, since blocks within a view and global blocks take "
                 f"turns, found {self.decoder_depth}"
+            )
+        if self.image_rule not in ("pixels", "square"):
+            raise ConfigError(
+                f"image_rule must be 'pixels' or 'square', found {self.image_rule!r}"
             )
 
 
@@ -81,7 +88,11 @@ class Pi3(Model):
         super().__init__()
         self.config = config
         self.model_name = model_name
-        self.image_rule = pixel_budget(MAX_PIXELS, config.patch_size)
+        self.image_rule = (
+            square_crop(config.image_size)
+            if config.image_rule == "square"
+            else pixel_budget(MAX_PIXELS, config.patch_size)
+        )
         self.cloud_from = "point_head"
         self.patch_size = config.patch_size
         self.num_special = config.num_registers
@@ -139,18 +150,21 @@ class Pi3(Model):
         """Patch tokens of ``images`` [views, 3, H, W] in [0, 1]: [views, patches, dim]."""
         return self.encoder((images - self.image_mean) / self.image_std)
 
-    def tokens(self, images: Tensor, layout: TokenLayout, rope: Rope) -> list[Tensor]:
-        """Tokens after each of the last two decoder blocks: two of [B*N, tokens, dim].
+    def tokens(
+        self, images: Tensor, layout: TokenLayout, rope: Rope, kept: Collection[int]
+    ) -> list[Tensor]:
+        """Tokens after each of the decoder blocks ``kept``: [B*N, tokens, dim].
 
         Args:
             images: [B, N, 3, H, W] in [0, 1].
             layout: their token layout.
             rope: rotary angles of the tokens of one view.
+            kept: indices of blocks.
         """
         patches = over_views(self.encode, images.flatten(0, 1), recompute=self.recompute)
         x = torch.cat([self.register_token[0].expand(len(patches), -1, -1), patches], dim=1)
         global_rope = rope[0].repeat(layout.num_views, 1), rope[1].repeat(layout.num_views, 1)
-        kept = []
+        found = []
         for i, block in enumerate(self.decoder):
             if i % 2 == 0:
                 x = run_block(block, x, rope, recompute=self.recompute)
@@ -158,9 +172,24 @@ class Pi3(Model):
                 x = x.view(-1, layout.num_tokens, x.shape[-1])
                 x = run_block(block, x, global_rope, layout, recompute=self.recompute)
                 x = x.view(-1, layout.tokens_per_view, x.shape[-1])
-            if i >= len(self.decoder) - 2:
-                kept.append(x)
-        return kept
+            if i in kept:
+                found.append(x)
+        return found
+
+    def rope(self, layout: TokenLayout, device: torch.device) -> Rope:
+        """Rotary angles of the tokens of one view."""
+        positions = patch_positions(layout.grid_h, layout.grid_w, layout.num_special, device)
+        return rope_tables(positions, self.config.dim // self.config.num_heads)
+
+    def local_points(self, tokens: Tensor, layout: TokenLayout) -> Tensor:
+        """What each view sees, in its own camera's frame: [views, H, W, 3].
+
+        Args:
+            tokens: of the point decoder, [views, tokens, dim].
+            layout: their token layout.
+        """
+        xy, log_z = self.point_head(tokens, layout).split((2, 1), dim=-1)
+        return torch.cat([xy, torch.ones_like(log_z)], dim=-1) * log_z.exp()
 
     def forward(self, images: Tensor) -> Predictions:
         """Predict cameras and points for ``images`` [B, N, 3, H, W] in [0, 1].
@@ -169,16 +198,12 @@ class Pi3(Model):
             LayoutError: another shape, or H and W are not multiples of the patch.
         """
         layout = self.token_layout(images)
-        positions = patch_positions(
-            layout.grid_h, layout.grid_w, layout.num_special, images.device
-        )
-        rope = rope_tables(positions, self.config.dim // self.config.num_heads)
-        tokens = self.tokens(images, layout, rope)
+        rope = self.rope(layout, images.device)
+        depth = len(self.decoder)
+        tokens = self.tokens(images, layout, rope, kept=(depth - 2, depth - 1))
 
         def local_points(*tokens: Tensor) -> Tensor:
-            raw = self.point_head(self.point_decoder(tokens, rope), layout)
-            xy, log_z = raw.split((2, 1), dim=-1)
-            return torch.cat([xy, torch.ones_like(log_z)], dim=-1) * log_z.exp()
+            return self.local_points(self.point_decoder(tokens, rope), layout)
 
         def confidence_logits(*tokens: Tensor) -> Tensor:
             return self.conf_head(self.conf_decoder(tokens, rope), layout).squeeze(-1)
