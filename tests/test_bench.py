@@ -16,16 +16,18 @@ import torch
 from hess.attention.block_sparse import BACKENDS, Attend, Backend
 from hess.attention.layout import TokenLayout
 from hess.attention.masked import masked_sdpa
+from hess.attention.pooled_scores import pool_scores
 from hess.attention.pooling import block_probs
+from hess.attention.selection import baseline_counts, select_top
 from hess.attention.sparsity import flop_saving
 from hess.bench import suite, timing
 from hess.bench.attention import bench_attention, ratio_to_ideal
 from hess.bench.gate import SMALL, check_backends, check_lists, what_is_wrong
 from hess.bench.model import STAGES, bench_model, scaling_exponent, stage_seconds
-from hess.bench.report import TABLES, narrowed, targets_table
+from hess.bench.report import BREAK_EVEN_STEP, TABLES, narrowed, targets_table
 from hess.bench.roofline import CHIPS, roofline_ms
 from hess.bench.rows import origin, read_rows, write_rows
-from hess.bench.selection import bench_selection, selection_share
+from hess.bench.selection import bench_choosing, bench_selection, selection_share
 from hess.bench.targets import TARGETS
 from hess.bench.workload import Lists, Workload
 from hess.cli.main import main
@@ -282,6 +284,15 @@ def test_selection_rows() -> None:
         assert row["pack_ms_p50"] is None
 
 
+def test_choosing_rows_tell_what_a_map_would_take() -> None:
+    (row,) = bench_choosing(TINY, CPU).rows
+    pooled = pool_scores(*TINY.inputs(CPU)[:2], TINY.layout, *TINY.block_sizes)
+    assert row["map_bytes"] == 4 * math.prod(pooled.shape)
+    mask = select_top(pooled, baseline_counts(pooled, 0.8, None))
+    assert row["list_bytes"] == 4 * len(mask.indices)
+    assert row["ms"] > 0
+
+
 def test_packing_counts_once_in_the_share() -> None:
     assert selection_share(1.0, None, 9.0) == pytest.approx(0.1)
     assert selection_share(1.0, 2.0, 9.0) == pytest.approx(0.3)
@@ -392,8 +403,10 @@ def test_tables_and_pictures_of_all_kinds_of_rows() -> None:
     rows += [model_row(), model_row(policy="hess", seconds=1.1), model_row(views=16, seconds=4.0)]
     rows += [rows[1] | {"views": 16}]
     rows += [r | {"step": "x"} for r in bench_selection(TINY, CPU, seconds=0.01).rows]
+    rows += bench_choosing(TINY, CPU).rows
+    short = attention_row(step=BREAK_EVEN_STEP, select_ms_p50=0.2)
     for name, table in TABLES.items():
-        lines = table(rows)
+        lines = table([*rows, short])
         assert len(lines) > 1, name
         assert {len(line) for line in lines} == {len(lines[0])}
     scaling = {tuple(line[1:3]): line[4] for line in TABLES["scaling"](rows)[1:]}
@@ -433,7 +446,8 @@ def test_a_suite_runs_from_end_to_end(tmp_path: Path) -> None:
     done = run_script("tiny", "--threads", "1", "-o", tmp_path / "rows.jsonl")
     assert (done.returncode, done.stderr) == (0, "")
     rows = read_rows([tmp_path / "rows.jsonl"])
-    assert {row["op"] for row in rows} == {"dense", "attention", "selection", "model"}
+    ops = {"dense", "attention", "selection", "choosing", "model"}
+    assert {row["op"] for row in rows} == ops
     assert all(row["command"] == "python benchmarks/suite.py tiny" for row in rows)
     assert f"{len(rows)} rows in" in done.stdout
     assert "FAILED" not in done.stdout
@@ -472,7 +486,7 @@ def test_dry_run_of_the_gpu_suite(gpu_script, monkeypatch, tmp_path, capsys) -> 
     output = tmp_path / "rows.jsonl"
     monkeypatch.setattr(sys, "argv", ["suite.py", "gpu", "-o", str(output)])
     assert script.main() == 0
-    assert done == ["tests", "attention", "selection", "model"]
+    assert done == ["tests", *suite.tiny_steps()]
     assert {row["step"] for row in read_rows([output])} == set(done[1:])
     assert "FAILED" not in capsys.readouterr().out
 

@@ -332,7 +332,7 @@ def test_reconstruct_the_bundled_capture_sparsely(
 ) -> None:
     done = hess(
         "reconstruct", "bundled", "-o", tmp_path / "out", "--policy", "hess",
-        "--max-views", "4", "--json",
+        "--max-views", "4", "--dense-below", "0", "--json",
     )  # fmt: skip
     assert done.code == 0, done.err
     result = json.loads(done.out)
@@ -344,6 +344,21 @@ def test_reconstruct_the_bundled_capture_sparsely(
     names = [Path(frame["file_path"]).name for frame in frames]
     assert {*names} <= {path.name for path in capture.iterdir()}
     check_reconstruction(tmp_path / "out", names)
+
+
+def test_too_few_tokens_for_sparsity_are_left_dense(
+    hess: Callable[..., Done], tmp_path: Path, photos: Path
+) -> None:
+    command = ["reconstruct", photos, "--policy", "uniform", "--formats", "npz", "--json"]
+    done = hess(*command, "-o", tmp_path / "dense")
+    assert done.code == 0, done.err
+    result = json.loads(done.out)
+    assert (result["backends"], result["block_sparsity"]) == (["dense"], 0)
+    assert result["dense_below"] > 0
+    assert "--dense-below 0" in done.err
+    forced = hess(*command, "-o", tmp_path / "sparse", "--dense-below", "0")
+    assert json.loads(forced.out)["block_sparsity"] > 0.3
+    assert "dense" not in json.loads(forced.out)["backends"]
 
 
 def test_a_broken_photo_is_skipped_and_named(
@@ -496,6 +511,7 @@ BAD_USE = [
     (["reconstruct", "{photos}", "-o", "{tmp}/out", "--policy", "hess", "--sparse-ratio", "1.5"],
      "sparse_ratio"),
     (["reconstruct", "{photos}", "-o", "{tmp}/out", "--max-views", "0"], "at least 1"),
+    (["reconstruct", "{photos}", "-o", "{tmp}/out", "--dense-below", "-1"], "dense_below"),
     (["reconstruct", "{photos}", "-o", "{tmp}/file"], "is a file"),
     (["reconstruct", "{photos}", "-o", "{photos}"], "input as well"),
     (["reconstruct", "{photos}", "-o", "{tmp}/out", "--formats"], "--formats"),

@@ -17,7 +17,6 @@ from hess.attention.triton_backend import (
     LaunchConfig,
     attend_lists,
     launch_configs,
-    longest_first,
     query_tile,
 )
 from hess.attention.triton_packing import pack_keys, pool_queries
@@ -226,7 +225,7 @@ def test_gpu_launches_never_wait_for_the_device(cuda) -> None:
     q, k, v, mask, layout, *sizes = large_case(torch.bfloat16)
 
     def launch() -> None:
-        heads, _ = longest_first(mask)
+        heads = mask.head_order.to(cuda, non_blocking=True)
         pool_queries(q, layout, sizes[0])
         keys = pack_keys(k, v, layout, sizes[1])
         attend_lists(q, keys, mask, layout, *sizes, heads=heads)

@@ -229,14 +229,6 @@ def test_split_lists_merge_to_the_whole() -> None:
     torch.testing.assert_close(torch.stack(lses).logsumexp(0), expected_lse)
 
 
-def test_heads_start_longest_first() -> None:
-    *_, mask, _, _, _ = make_case(batch=2, density=(0.1, 1.0, 0.0, 0.6))
-    heads, blocks = triton_backend.longest_first(mask)
-    assert torch.equal(blocks, mask.counts.sum(-1).flatten()[heads])
-    assert (blocks.diff() <= 0).all()
-    assert sorted(heads.tolist()) == list(range(8))
-
-
 @pytest.mark.parametrize("setting", range(5))
 def test_golden_outputs(setting) -> None:
     folder = Path(__file__).parent / "golden"

@@ -107,13 +107,13 @@ def _attend_in_bfloat16(
         sums = []
         for k, v in _parts(*row):
             weights = _product(queries, k, shift[: len(k)], "sigmoid")
-            sums.append((weights @ v, weights.float().sum(-1, keepdim=True)))
+            sums.append((weights @ v, weights.float().sum(-1)))
         (out, total), *more = sums
         for part_out, part_total in more:
             out, total = out.float() + part_out, total + part_total
-        outs.append(out.float())
+        outs.append(out)
         totals.append(total)
-    total = torch.cat(totals)
+    total = torch.cat(totals)[:, None]
     lowest, highest = total.aminmax()
     if lowest >= MIN_TOTAL and highest <= MAX_TOTAL:
         return torch.cat(outs) / total

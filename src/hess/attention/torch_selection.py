@@ -3,6 +3,7 @@
 All rows are ranked by their logits from the largest to the smallest, ties to the lowest index.
 """
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -54,6 +55,8 @@ def write_lists(logits: Tensor, row_offsets: Tensor, indices: Tensor) -> None:
 
 def _largest(x: Tensor, number: int) -> Tensor:
     """At least so many (and one) of the largest of each row, in descending order."""
+    if x.device.type == "cpu":  # numpy sorts some twenty times as fast as torch
+        return torch.from_numpy(np.sort(x.numpy(), axis=-1)).flip(-1)
     if 4 * number < x.shape[-1]:  # where that is quicker
         return x.topk(max(number, 1)).values
     return x.sort(-1, descending=True).values

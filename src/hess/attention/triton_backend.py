@@ -111,8 +111,8 @@ def triton_attention(
 ) -> Tensor:
     """Block-sparse attention in Triton; see ``reference`` for what it computes.
 
-    Waits for the device once, to learn how many heads are full. Whoever knows that already, from
-    the budgets, and has packed the keys calls :func:`attend_lists`, which never waits.
+    Waits for the device once, to learn how many heads are full, unless the mask knows the blocks
+    of its heads, as it does if a ratio alone set the budgets.
 
     Args:
         q, k, v: [B, heads, S, d] in the order of ``layout``.
@@ -126,9 +126,8 @@ def triton_attention(
     reason = why_unavailable(q, k, v)
     if reason is not None:
         raise BackendUnavailableError(f"the triton backend cannot run here: {reason}")
-    heads, blocks = longest_first(mask)
-    num_full = int((blocks == mask.num_q_blocks * mask.num_kv_blocks).sum())
-    full, listed = heads.tensor_split([num_full])
+    num_full = int((mask.head_blocks == mask.num_q_blocks * mask.num_kv_blocks).sum())
+    full, listed = mask.head_order.to(q.device, non_blocking=True).tensor_split([num_full])
     out = _empty_output(q)
     side = _side_stream(q.device) if q.is_cuda and num_full > 0 else None
     if side is not None:
@@ -157,13 +156,13 @@ def attend_lists(
     out: Tensor | None = None,
     config: LaunchConfig | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Attend the heads in one launch, full ones too. Never waits for the device.
+    """Attend the heads in one launch, full ones too.
 
     Args:
         q: [B, heads, S, d] in token order.
         keys: from :func:`pack_keys`.
         heads: int64 [n], which heads ``b * num_heads + h`` to compute, in order of launch; None:
-            all, :func:`longest_first`.
+            all, those with most blocks first.
         out: [B, heads, S, d] to write into; None: a new tensor, a view of [B, S, heads, d].
         config: how to cut the work; None: the quickest of :func:`launch_configs`, measured on
             the first call with new types and block sizes (seconds) and kept on disk by Triton.
@@ -173,7 +172,7 @@ def attend_lists(
         heads that were not asked for, both are as they were, or undefined.
     """
     if heads is None:
-        heads, _ = longest_first(mask)
+        heads = mask.head_order.to(q.device, non_blocking=True)
     q = rows_in_one_piece(q)
     out = _empty_output(q) if out is None else out
     lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
@@ -210,15 +209,6 @@ def attend_lists(
             TILE_Q=tile_q,
         )
     return out, lse
-
-
-def longest_first(mask: BlockMask) -> tuple[Tensor, Tensor]:
-    """Heads ``b * num_heads + h`` from most to fewest blocks, and their blocks: int64 [B * heads]
-    both. Neither waits for the device.
-    """
-    blocks = mask.row_offsets[:: mask.num_q_blocks].diff()
-    blocks, heads = blocks.sort(descending=True, stable=True)
-    return heads, blocks
 
 
 def _empty_output(q: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 from hess.attention.block_mask import BlockMask
 from hess.attention.block_sparse import BACKENDS, block_sparse_attention, resolve_backend
 from hess.attention.sparsity import block_sparsity, flop_saving, work_saving
-from hess.attention.triton_backend import attend_lists, longest_first, pack_keys
+from hess.attention.triton_backend import attend_lists, pack_keys
 from hess.bench.dense_kernels import dense_kernels
 from hess.bench.gate import check_backends
 from hess.bench.roofline import chip_of, roofline_ms
@@ -140,7 +140,7 @@ def _sparse_run(
         return partial(block_sparse_attention, q, k, v, *case, backend=backend)
 
     def shortest_first() -> None:
-        heads, _ = longest_first(mask)
+        heads = mask.head_order.to(q.device)
         keys = pack_keys(k, v, work.layout, work.block_size_kv)
         attend_lists(q, keys, *case, heads=heads.flip(0))
 

@@ -9,6 +9,9 @@ from hess.bench.targets import TARGETS, uniform_beside
 
 Table = list[list[str]]
 
+BREAK_EVEN_STEP = "attention, short sequences"
+"""Of the suite; its rows have a table of their own."""
+
 
 def targets_table(rows: Sequence[Row]) -> Table:
     """Every target with the worst of the measured ratios."""
@@ -33,7 +36,7 @@ def attention_table(rows: Sequence[Row]) -> Table:
     header += ["ratio to ideal", "selection", "peak MiB", "least ms: matrix, exp, memory"]
     table = [header]
     for row in rows:
-        if row["op"] != "attention":
+        if row["op"] != "attention" or row.get("step") == BREAK_EVEN_STEP:
             continue
         floor = row["roofline_ms"]
         table.append(
@@ -74,6 +77,48 @@ def selection_table(rows: Sequence[Row]) -> Table:
                     f"{row['attention_ms_p50']:.4g}",
                     f"{row['selection_share']:.1%}",
                     _mebibytes(row["peak_bytes"]),
+                ]
+            )
+    return table
+
+
+def choosing_table(rows: Sequence[Row]) -> Table:
+    """Choosing the blocks of sequences that are too long for the rest."""
+    table = [["views", "tokens", "heads", "device", "seconds", "peak MiB", "lists MiB", "map MiB"]]
+    for row in rows:
+        if row["op"] == "choosing":
+            sizes = (_mebibytes(row[name]) for name in ("peak_bytes", "list_bytes", "map_bytes"))
+            table.append(
+                [
+                    f"{row['views']:,}",
+                    f"{row['tokens']:,}",
+                    str(row["heads"]),
+                    row["device"],
+                    f"{row['ms'] / 1000:.2f}",
+                    *sizes,
+                ]
+            )
+    return table
+
+
+def break_even_table(rows: Sequence[Row]) -> Table:
+    """Sparse attention with the choice of its blocks beside dense attention, short sequences."""
+    table = [
+        ["tokens", "device", "type", "s", "choose ms", "attend ms", "dense ms", "both to dense"]
+    ]
+    for row in rows:
+        if row["op"] == "attention" and row["auto"] and row.get("step") == BREAK_EVEN_STEP:
+            both = row["select_ms_p50"] + row["ms_p50"]
+            table.append(
+                [
+                    f"{row['tokens']:,}",
+                    row["device"],
+                    row["dtype"],
+                    f"{row['work_saving']:.3f}",
+                    f"{row['select_ms_p50']:.3g}",
+                    f"{row['ms_p50']:.3g}",
+                    f"{row['dense_ms_p50']:.3g}",
+                    f"{both / row['dense_ms_p50']:.2f}",
                 ]
             )
     return table
@@ -133,6 +178,8 @@ TABLES: dict[str, Callable[[Sequence[Row]], Table]] = {
     "targets": targets_table,
     "attention": attention_table,
     "selection": selection_table,
+    "choosing": choosing_table,
+    "break_even": break_even_table,
     "model": model_table,
     "stages": stages_table,
     "scaling": scaling_table,

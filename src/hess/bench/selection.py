@@ -1,5 +1,6 @@
 """What it costs to choose the blocks, beside the attention over them."""
 
+import time
 from collections.abc import Callable
 from functools import partial
 
@@ -86,6 +87,38 @@ def bench_selection(work: Workload, device: torch.device, *, seconds: float = 5.
             }
         )
     return outcome
+
+
+@torch.inference_mode()
+def bench_choosing(work: Workload, device: torch.device) -> Outcome:
+    """Pool and choose a fifth of every row once, without the attention over it.
+
+    For sequences over which attention would take too long: a row of op "choosing" with the time
+    and the memory beyond queries and keys, and how large a map of the probabilities would be.
+    """
+    q, k, _ = work.inputs(device)
+    listed: list[int] = []
+    neighbours = Neighbours()
+    begin = time.perf_counter()
+
+    def choose() -> None:
+        pooled = pool_scores(q, k, work.layout, *work.block_sizes)
+        mask = select_top(pooled, baseline_counts(pooled, SPARSE_RATIO, None))
+        listed.append(len(mask.indices))
+
+    peak = peak_bytes(choose, device)
+    row = {
+        "op": "choosing",
+        "rule": "ratio",
+        **work.as_dict(),
+        "device": device.type,
+        "ms": 1000 * (time.perf_counter() - begin),
+        "peak_bytes": peak,
+        "list_bytes": 4 * sum(listed),
+        "map_bytes": 4 * work.heads * work.map_size[0] * work.map_size[1],
+        "cores_of_others": neighbours.cores(),
+    }
+    return Outcome(rows=[row])
 
 
 def _pool_and_choose(

@@ -6,11 +6,13 @@ from itertools import product
 
 import torch
 
+from hess.attention.block_sparse import AUTO
 from hess.attention.layout import TokenLayout
 from hess.bench.attention import bench_attention
 from hess.bench.model import MadeUpScores, bench_model, sharpen
+from hess.bench.report import BREAK_EVEN_STEP
 from hess.bench.rows import Outcome
-from hess.bench.selection import bench_selection
+from hess.bench.selection import bench_choosing, bench_selection
 from hess.bench.workload import Budgets, Lists, Source, Workload
 from hess.models.base import Model
 from hess.models.loading import empty_model, load_model
@@ -106,6 +108,23 @@ def selection_step(
         yield bench_selection(work, device, seconds=seconds)
 
 
+def choosing_step(device: torch.device, *, works: tuple[Workload, ...]) -> Iterator[Outcome]:
+    """Choosing alone, over sequences that are too long for the rest."""
+    for work in works:
+        yield bench_choosing(work, device)
+
+
+def break_even_step(
+    device: torch.device, *, tokens: tuple[int, ...], dtype: torch.dtype, seconds: float
+) -> Iterator[Outcome]:
+    """Short sequences, where choosing may take longer than it saves."""
+    backends = (AUTO[device.type][0],)
+    for number in tokens:
+        work = Workload.tokens(number, dtype=dtype)
+        lists = [Lists(sparsity=0.75)]
+        yield bench_attention(work, lists, device, backends=backends, seconds=seconds)
+
+
 def model_step(
     device: torch.device,
     *,
@@ -140,6 +159,10 @@ def gpu_steps() -> Mapping[str, Step]:
         "selection": partial(
             selection_step, works=tuple(bf16(n) for n in (20, 50, 100, 200)), seconds=4
         ),
+        "choosing alone, 1,000 views": partial(choosing_step, works=(bf16(1000, heads=4),)),
+        BREAK_EVEN_STEP: partial(
+            break_even_step, tokens=(1024, 2048, 4096, 8192), dtype=torch.bfloat16, seconds=1
+        ),
         "full-size VGGT": partial(
             model_step,
             name="full",
@@ -164,6 +187,11 @@ def cpu_steps() -> Mapping[str, Step]:
     steps["attention, all backends"] = partial(one, backends=())
     works = tuple(Workload.views(n, dtype=torch.float32) for n in (6, 12))
     steps["selection"] = partial(selection_step, works=works, seconds=10)
+    long = tuple(Workload.views(n, dtype=torch.bfloat16, heads=4) for n in (250, 500, 1000))
+    steps["choosing alone, up to 1,000 views"] = partial(choosing_step, works=long)
+    steps[BREAK_EVEN_STEP] = partial(
+        break_even_step, tokens=(512, 1024, 2048, 4096), dtype=torch.float32, seconds=2
+    )
     steps["nano"] = partial(model_step, name="nano", views=(20, 50), rounds=lambda views: 5)
     steps["small VGGT"] = partial(
         model_step, name="small", views=(8, 20, 50), rounds=lambda views: 7 if views <= 20 else 3
@@ -180,6 +208,10 @@ def tiny_steps() -> Mapping[str, Step]:
             attention_step, work=work, sparsities=(0.5,), backends=("cpu",), seconds=0.05
         ),
         "selection": partial(selection_step, works=(work,), seconds=0.05),
+        "choosing": partial(choosing_step, works=(work,)),
+        BREAK_EVEN_STEP: partial(
+            break_even_step, tokens=(256,), dtype=torch.float32, seconds=0.05
+        ),
         "model": partial(model_step, name="nano", views=(2, 3), rounds=lambda views: 1),
     }
 

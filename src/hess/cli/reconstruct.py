@@ -72,6 +72,9 @@ class Reconstruct:
     """Share of the blocks that may be dropped, 0 to 1; dense drops none."""
     cdf_threshold: float = 0.4
     """Share of the attention probability to keep, 0 to 1."""
+    dense_below: int | None = None
+    """Leave attention over fewer tokens dense. By default the number from which on sparsity was
+    measured to save time on the device; 0: always sparse."""
     formats: tuple[Format, ...] = tuple(FILES)
     """What to write."""
     fit: Fit = "model"
@@ -98,7 +101,7 @@ class Reconstruct:
     def run(self) -> None:
         from hess.models.loading import load_model
         from hess.reconstruction import reconstruct
-        from hess.sparsification import sparsify
+        from hess.sparsification import BREAK_EVEN_TOKENS, sparsify
 
         inputs = self._checked()
         (policy,) = build_policies(
@@ -119,10 +122,13 @@ class Reconstruct:
         with watch.stage("read photos"):
             source = inputs.read(fit_rule(model, self.fit))
         points = None if self.points == "model" else self.points
+        dense_below = self.dense_below
+        if dense_below is None:
+            dense_below = BREAK_EVEN_TOKENS.get(self.device.partition(":")[0], 0)
         with (
             watch.stage("run model"),
             busy("running the model"),
-            sparsify(model, policy) as run,
+            sparsify(model, policy, dense_below=dense_below) as run,
         ):
             reconstruction = reconstruct(model, source, points=points)
         reconstruction = replace(reconstruction, sparsification=run.stats.as_dict())
@@ -137,10 +143,18 @@ class Reconstruct:
             "image_size": [reconstruction.images.shape[3], reconstruction.images.shape[2]],
             "block_sparsity": run.stats.block_sparsity,
             "backends": list(run.stats.backends),
+            "dense_below": dense_below,
             "seconds": watch.seconds,
             "peak_memory_bytes": peak_memory(self.device),
             "errors": _errors(reconstruction, source),
         }
+        if policy.needs_scores and run.stats.backends == ("dense",):
+            console.print(
+                f"attention ran dense: over fewer than {dense_below:,} tokens sparsity saves no "
+                "time here; --dense-below 0 makes it sparse all the same",
+                highlight=False,
+                soft_wrap=True,
+            )
         if self.json:
             print_json(result)
         else:
