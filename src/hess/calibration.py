@@ -11,64 +11,15 @@ from torch import Tensor
 
 import hess
 from hess.datasets.scene import Dataset, Scene
-from hess.errors import (
-    AlignmentError,
-    AlreadySparsifiedError,
-    ConfigError,
-    DatasetError,
-    ProfileError,
-)
-from hess.geometry.alignment import AlignmentResult, align_points, most_confident
-from hess.geometry.nearest import NearestNeighbors
-from hess.geometry.poses import camera_centers
-from hess.geometry.sim3 import umeyama
-from hess.models.base import Model, Predictions
-from hess.sensitivity.errors import (
-    PointError,
-    camera_error,
-    check_inlier_rule,
-    point_error,
-    scene_scale,
-)
+from hess.errors import AlignmentError, DatasetError, ProfileError
+from hess.models.base import Model
+from hess.models.swap import check_dense
 from hess.sensitivity.fisher import FisherProbe, fisher_probe, weight_norms
 from hess.sensitivity.profile import HessProfile, SceneRecord, model_fingerprint
-from hess.sparsification import SparseAttention
+from hess.sensitivity.scene_errors import CalibrationConfig, scene_errors
 
 Progress = Callable[[int, int, str], None]
 """Called after each scene with (scenes done, scenes in all, name of the scene)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class CalibrationConfig:
-    """Settings of :func:`calibrate`; the paper fixes epsilon and ICP, the rest is ours.
-
-    Args:
-        inlier_threshold: epsilon of Eq. 3, > 0.
-        inlier_on: whether it bounds the "squared_distance" (Eq. 3) or the "distance" (App. B.2).
-        normalize_scale: divide ground truth by the mean distance of its points to the first
-            camera, so that epsilon means the same in any unit. Scenes without depth divide by
-            the mean distance of their cameras to the first.
-        point_stride: use every n-th pixel row and column of the prediction, >= 1.
-        confidence_keep: share of most confident pixels that Umeyama's pairs keep, in (0, 1].
-        icp: whether to refine the alignment by ICP.
-
-    Raises:
-        ConfigError: a value is out of range.
-    """
-
-    inlier_threshold: float = 0.05
-    inlier_on: str = "squared_distance"
-    normalize_scale: bool = True
-    point_stride: int = 1
-    confidence_keep: float = 0.9
-    icp: bool = True
-
-    def __post_init__(self) -> None:
-        check_inlier_rule(self.inlier_threshold, self.inlier_on)
-        if self.point_stride < 1:
-            raise ConfigError(f"point_stride must be >= 1, found {self.point_stride}")
-        if not 0.0 < self.confidence_keep <= 1.0:
-            raise ConfigError(f"confidence_keep must be in (0, 1], found {self.confidence_keep}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,14 +62,11 @@ def calibrate(
     Raises:
         ProfileError: the checkpoint belongs to another model, data set or configuration, or
             every scene failed.
-        AlreadySparsifiedError: the model is sparsified.
+        AlreadySparsifiedError: the model is sparsified or transformed.
         DatasetError: the data set is empty.
     """
     config = config or CalibrationConfig()
-    if any(isinstance(site.module, SparseAttention) for site in model.global_attention_sites()):
-        raise AlreadySparsifiedError(
-            "calibration measures the dense model, found a sparsified one; leave sparsify() first"
-        )
+    check_dense(model)
     if len(dataset) == 0:
         raise DatasetError("calibration needs at least one scene, found an empty data set")
     provenance = _provenance(model, dataset, config)
@@ -163,30 +111,11 @@ def calibrate(
 def _measure(
     model: Model, probe: FisherProbe, scene: Scene, config: CalibrationConfig
 ) -> _SceneResult:
-    if scene.world_from_cam is None:
-        raise DatasetError(f"scene {scene.name!r} has no poses; calibration needs ground truth")
-    device = next(model.parameters()).device
-    images = scene.images.unsqueeze(0).to(device)
-    layout = model.token_layout(images)
-    with torch.autocast(device.type, enabled=False):
-        predictions = model(images)
-    pred_centers = camera_centers(predictions.world_from_cam[0])
-    gt_centers = camera_centers(scene.world_from_cam).double()
-
-    point: PointError | None = None
-    alignment: AlignmentResult | None = None
-    if scene.has_points:
-        gt_centers, point, alignment = _align_on_points(scene, gt_centers, predictions, config)
-        world_from_pred = alignment.world_from_pred
-    else:
-        if config.normalize_scale:
-            gt_centers = gt_centers / scene_scale(gt_centers[1:], gt_centers[0])
-        world_from_pred = umeyama(pred_centers, gt_centers)
-    camera = camera_error(pred_centers, gt_centers, world_from_pred)
-
-    measured = [probe.traces(camera, layout, last=point is None)]
+    errors = scene_errors(model, scene, config)
+    point, alignment = errors.point, errors.alignment
+    measured = [probe.traces(errors.camera, errors.layout, last=point is None)]
     if point is not None:
-        measured.append(probe.traces(point.error, layout, last=True))
+        measured.append(probe.traces(point.error, errors.layout, last=True))
     traces = torch.stack([m.traces for m in measured])
     patch_traces = torch.stack([m.patch_traces for m in measured])
     if not bool(torch.isfinite(traces).all() & torch.isfinite(patch_traces).all()):
@@ -197,50 +126,16 @@ def _measure(
     record = SceneRecord(
         name=scene.name,
         num_views=scene.num_views,
-        camera_error=camera.item(),
+        camera_error=errors.camera.item(),
         point_error=None if point is None else point.error.item(),
         inlier_share=None if point is None else point.inlier_share,
         aligned_on="cameras" if alignment is None else "points",
-        alignment_scale=world_from_pred.scale,
+        alignment_scale=errors.world_from_pred.scale,
         icp_used=alignment is not None and alignment.icp_used,
         rmse_before=None if alignment is None else alignment.rmse_before,
         rmse_after=None if alignment is None else alignment.rmse_after,
     )
     return _SceneResult(traces=traces, patch_traces=patch_traces, record=record)
-
-
-def _align_on_points(
-    scene: Scene, gt_centers: Tensor, predictions: Predictions, config: CalibrationConfig
-) -> tuple[Tensor, PointError, AlignmentResult]:
-    """Normalised ground-truth centres, the point error and the alignment it rests on."""
-    gt_points, valid = scene.point_map()
-    gt_points = gt_points.double()
-    if config.normalize_scale:
-        scale = scene_scale(gt_points[valid], gt_centers[0])
-        gt_points, gt_centers = gt_points / scale, gt_centers / scale
-    gt_cloud = gt_points[valid]
-
-    # Every pixel of the ground truth stays a target; the stride thins the prediction only.
-    step = config.point_stride
-    pred_points = predictions.world_points[0, :, ::step, ::step]
-    paired = valid[:, ::step, ::step]
-    on_device = paired.to(pred_points.device)
-    confidence = predictions.point_confidence[0, :, ::step, ::step][on_device]
-    kept = most_confident(confidence, config.confidence_keep)
-    pred_pairs = pred_points.detach()[on_device][kept]
-    gt_pairs = gt_points[:, ::step, ::step][paired][kept.cpu()]
-
-    pred_cloud = pred_points.flatten(0, 2)
-    alignment = align_points(pred_cloud.detach(), gt_cloud, pred_pairs, gt_pairs, icp=config.icp)
-    point = point_error(
-        pred_cloud,
-        NearestNeighbors(gt_cloud),
-        alignment.world_from_pred,
-        inlier_threshold=config.inlier_threshold,
-        inlier_on=config.inlier_on,
-        unit="mean point distance" if config.normalize_scale else scene.unit,
-    )
-    return gt_centers, point, alignment
 
 
 def _provenance(model: Model, dataset: Dataset, config: CalibrationConfig) -> dict[str, Any]:

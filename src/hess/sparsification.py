@@ -1,10 +1,9 @@
 """Make the global attention of a model block-sparse, and dense again."""
 
 from collections.abc import Collection
-from types import TracebackType
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hess.attention.block_mask import BlockMask
 from hess.attention.block_sparse import BackendChoice, block_sparse_attention, check_backend
@@ -13,9 +12,10 @@ from hess.attention.layout import TokenLayout
 from hess.attention.pooled_scores import pool_scores
 from hess.attention.pooling import num_blocks
 from hess.attention.sparsity import block_sparsity, flop_saving
-from hess.errors import AlreadySparsifiedError, ConfigError, HessError, LayoutError
+from hess.errors import ConfigError, HessError, LayoutError
 from hess.models.base import GlobalAttentionSite, Model
 from hess.models.layers import Attention, Rope
+from hess.models.swap import StandIn, Swap, dense_sites
 from hess.policies.base import Policy
 
 BREAK_EVEN_TOKENS = {"cpu": 1024}
@@ -38,6 +38,11 @@ class SparsityStats:
         self.layers = tuple(sorted(layers))
         self._size = num_layers, num_heads
         self.reset()
+
+    @classmethod
+    def of(cls, model: Model, layers: Collection[int]) -> "SparsityStats":
+        """Statistics of ``model`` with the global layers ``layers`` made sparse."""
+        return cls(len(model.global_attention_sites()), model.num_heads, layers)
 
     def reset(self) -> None:
         """Forget all scenes."""
@@ -126,8 +131,8 @@ class SparsityStats:
         return "\n".join(lines)
 
 
-class SparseAttention(nn.Module):
-    """Stands in for a global :class:`Attention`; shares its submodules, so its weights."""
+class SparseAttention(StandIn):
+    """A global attention that computes the blocks which a policy chooses."""
 
     def __init__(
         self,
@@ -140,23 +145,13 @@ class SparseAttention(nn.Module):
         dense_below: int,
         stats: SparsityStats,
     ) -> None:
-        super().__init__()
-        for name, child in dense.named_children():
-            self.add_module(name, child)
-        self.training = dense.training
-        # In a tuple, so that it is no submodule and adds no keys to the state dict.
-        self._dense = (dense,)
+        super().__init__(dense)
         self._layer_idx = layer_idx
         self._policy = policy
         self._block_sizes = block_size_q, block_size_kv
         self._backend = backend
         self._dense_below = dense_below
         self._stats = stats
-
-    @property
-    def dense(self) -> Attention:
-        """The attention that this one replaces."""
-        return self._dense[0]
 
     def forward(
         self, x: Tensor, rope: Rope | None = None, layout: TokenLayout | None = None
@@ -191,7 +186,7 @@ class SparseAttention(nn.Module):
         return self._policy.block_mask(pooled, self._layer_idx)
 
 
-class SparseRun:
+class SparseRun(Swap):
     """A sparsified model: dense again on leaving the ``with`` block or after :meth:`restore`.
 
     Attributes:
@@ -201,33 +196,13 @@ class SparseRun:
 
     def __init__(
         self,
-        replaced: list[tuple[GlobalAttentionSite, SparseAttention]],
+        replacements: Collection[tuple[GlobalAttentionSite, SparseAttention]],
         stats: SparsityStats,
         policy: Policy,
     ) -> None:
-        self._replaced = replaced
+        super().__init__(replacements)
         self.stats = stats
         self.policy = policy
-
-    def restore(self) -> None:
-        """Put the dense attentions back. Doing it again changes nothing."""
-        while self._replaced:
-            site, sparse = self._replaced.pop()
-            sparse.dense.training = sparse.training
-            setattr(site.parent, site.attribute, sparse.dense)
-
-    def __enter__(self) -> "SparseRun":
-        if not self._replaced:
-            raise HessError("this run has been restored; call sparsify() again")
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.restore()
 
 
 def sparsify(
@@ -263,49 +238,22 @@ def sparsify(
         ConfigError: unknown layer or backend, a block size below 1, or ``dense_below`` below 0.
         BackendUnavailableError: the named backend cannot run on the model's device and type.
     """
-    sites = model.global_attention_sites()
-    if any(isinstance(site.module, SparseAttention) for site in sites):
-        raise AlreadySparsifiedError(
-            "this model is sparsified already; leave the first sparsify() or call its restore()"
-        )
+    sites = dense_sites(model, layers)
     policy.check_model(model)
     choose_backend = BackendChoice(backend)
     if dense_below < 0:
         raise ConfigError(f"dense_below must be at least 0 tokens, found {dense_below}")
-    chosen = set(range(len(sites)) if layers is None else layers)
-    if not chosen or not chosen <= set(range(len(sites))):
-        raise ConfigError(
-            f"layers must name at least one of the global layers 0 to {len(sites) - 1}, "
-            f"found {sorted(chosen)}"
-        )
     size_q = model.block_size_q if block_size_q is None else block_size_q
     size_kv = model.block_size_kv if block_size_kv is None else block_size_kv
     for size in (size_q, size_kv):
         num_blocks(0, size)
 
-    stats = SparsityStats(len(sites), model.num_heads, chosen)
-    replaced = []
-    for site in sites:
-        if site.layer_idx in chosen:
-            dense = site.module
-            if not isinstance(dense, Attention):
-                raise ConfigError(
-                    f"global layer {site.layer_idx} must be an Attention, found {type(dense)}"
-                )
-            check_backend(
-                backend, dense.qkv.weight.new_empty(1, dense.num_heads, 0, dense.head_dim)
-            )
-            sparse = SparseAttention(
-                dense,
-                site.layer_idx,
-                policy,
-                size_q,
-                size_kv,
-                choose_backend,
-                dense_below,
-                stats,
-            )
-            replaced.append((site, sparse))
-    for site, sparse in replaced:
-        setattr(site.parent, site.attribute, sparse)
-    return SparseRun(replaced, stats, policy)
+    stats = SparsityStats.of(model, [site.layer_idx for site, _ in sites])
+    replacements = []
+    for site, dense in sites:
+        check_backend(backend, dense.qkv.weight.new_empty(1, dense.num_heads, 0, dense.head_dim))
+        sparse = SparseAttention(
+            dense, site.layer_idx, policy, size_q, size_kv, choose_backend, dense_below, stats
+        )
+        replacements.append((site, sparse))
+    return SparseRun(replacements, stats, policy)
