@@ -12,8 +12,12 @@ LAYERS = [
     {"errors", "files"},
     {"attention", "geometry", "allocation"},
     {"sensitivity", "policies", "models", "datasets", "export"},
-    {"calibration", "sparsification", "reconstruction", "evaluation", "training", "footprint"},
+    {
+        *("calibration", "sparsification", "transforms", "reconstruction"),
+        *("evaluation", "training", "footprint"),
+    },
     {"viz", "bench"},
+    {"reproduce"},
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
@@ -25,7 +29,9 @@ SIDEWAYS = {
     ("policies", "sensitivity"): True,
     ("policies", "models"): True,
     ("calibration", "sparsification"): True,
+    ("transforms", "sparsification"): True,
     ("evaluation", "sparsification"): True,
+    ("evaluation", "transforms"): True,
     ("training", "evaluation"): True,
 }
 

@@ -26,71 +26,16 @@ from PIL import Image
 from hess.datasets import Dataset, Scene, bundled_capture, load_photos, open_dataset
 from hess.datasets.co3d import opencv_camera, read_co3d
 from hess.datasets.decoding import read_image, read_size
-from hess.datasets.frames import rigid_pose, split_views
+from hess.datasets.frames import rigid_pose
 from hess.datasets.photo_files import find_images
 from hess.datasets.photos import load_images, spread_evenly
+from hess.datasets.recordings import split_views
 from hess.datasets.rgbd import read_depth_mm, register_depth
 from hess.errors import ConfigError, DatasetError, LayoutError
 from hess.geometry.fit_rules import FitRule, pixel_budget, square_crop, vggt_crop, vggt_pad
-from hess.geometry.image_fit import ImageFit
+from known_world import ORIGINAL_SIZE, assert_on_plane, camera, pinhole, render, save_png
 
-ORIGINAL_SIZE = FitRule(
-    name="original", choose=lambda sizes: [ImageFit.identity(*size) for size in sizes]
-)
-
-
-# --- the known world: the plane z = 2 + 0.3 x + 0.1 y --------------------------------------------
-
-
-def texture(points: np.ndarray) -> np.ndarray:
-    x, y = points[..., 0], points[..., 1]
-    return np.stack(
-        [0.5 + 0.4 * np.sin(5 * x), 0.5 + 0.4 * np.sin(5 * y), 0.5 + 0.4 * np.sin(3 * x + 3 * y)],
-        axis=-1,
-    )
-
-
-def camera(view: int) -> np.ndarray:
-    """Camera-to-world pose of view 0, 1, 2, ...: a step to the side and a turn each."""
-    a, b = 0.05 * view, -0.04 * view
-    turn_y = [[np.cos(a), 0, np.sin(a)], [0, 1, 0], [-np.sin(a), 0, np.cos(a)]]
-    turn_x = [[1, 0, 0], [0, np.cos(b), -np.sin(b)], [0, np.sin(b), np.cos(b)]]
-    pose = np.eye(4)
-    pose[:3, :3] = np.array(turn_y) @ np.array(turn_x)
-    pose[:3, 3] = [-0.1 * view, 0.03 * view, 0.05 * view]
-    return pose
-
-
-def pinhole(focal: float, width: int, height: int) -> np.ndarray:
-    """Intrinsics with the principal point a little off the middle, pixel centres at +0.5."""
-    return np.array([[focal, 0, width / 2 + 1.5], [0, focal, height / 2 - 0.75], [0, 0, 1]])
-
-
-def render(
-    k: np.ndarray, pose: np.ndarray, width: int, height: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Colour uint8 [height, width, 3] and z-depth [height, width] of the plane."""
-    rows, columns = np.mgrid[:height, :width] + 0.5
-    rays = np.stack([columns, rows, np.ones_like(rows)], axis=-1) @ np.linalg.inv(k).T
-    directions = rays @ pose[:3, :3].T
-    normal = np.array([-0.3, -0.1, 1.0])
-    depth = (2.0 - normal @ pose[:3, 3]) / (directions @ normal)
-    points = pose[:3, 3] + depth[..., None] * directions
-    return (texture(points) * 255).round().astype(np.uint8), depth
-
-
-def assert_on_plane(scene: Scene, *, distance: float = 0.002, colour: float = 0.012) -> None:
-    points, valid = (t.numpy() for t in scene.point_map())
-    assert valid.any(axis=(1, 2)).all()
-    residual = points[..., 2] - (2.0 + 0.3 * points[..., 0] + 0.1 * points[..., 1])
-    assert np.abs(residual[valid]).max() < distance
-    difference = scene.images.permute(0, 2, 3, 1).numpy() - texture(points)
-    assert np.abs(difference[valid]).max() < colour
-
-
-def save_png(path: Path, pixels: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path)
+# --- layouts written to disk ---------------------------------------------------------------------
 
 
 def write_rgbd_folder(folder: Path, num_views: int = 3) -> Path:
@@ -395,7 +340,7 @@ def test_co3d_splits_quality_and_errors(tmp_path: Path) -> None:
     assert [frame.image_path.name for frame in sequence.frames] == ["1.png", "3.png"]
     with pytest.raises(DatasetError, match=r"quality above 0\.95"):
         read_co3d(tmp_path, min_viewpoint_quality=0.95)
-    with pytest.raises(DatasetError, match="set_lists_fewview_dev"):
+    with pytest.raises(DatasetError, match=r"set lists of this category: fewview_dev; .*:NAME"):
         read_co3d(tmp_path, set_list="manyview_dev_0")
     with pytest.raises(DatasetError, match="'train'"):
         read_co3d(tmp_path, split="training")
@@ -415,6 +360,128 @@ def test_photos_of_another_size_than_their_calibration_are_refused(tmp_path: Pat
         open_dataset(tmp_path, image_fit=square_crop(16))[0]
 
 
+def edit_annotations(category: Path, change, name: str = "frame") -> None:
+    """``change`` gets the list and may edit it in place or return another."""
+    path = category / f"{name}_annotations.jgz"
+    annotations = json.loads(gzip.decompress(path.read_bytes()))
+    changed = change(annotations)
+    content = annotations if changed is None else changed
+    path.write_bytes(gzip.compress(json.dumps(content).encode()))
+
+
+def test_co3d_parts_and_categories(tmp_path: Path) -> None:
+    write_co3d(tmp_path)
+    options = {"image_fit": ORIGINAL_SIZE}
+    assert open_dataset(tmp_path, **options)[0].view_names == ("0.png", "2.png")
+    for part in ("test", "fewview_dev/test"):
+        dataset = open_dataset(f"{tmp_path}:{part}", **options)
+        assert dataset.provenance["source"] == f"{tmp_path}:{part}"
+        scene = dataset[0]
+        assert (scene.view_names, scene.category) == (("1.png", "3.png"), "apple")
+        assert_on_plane(scene)
+    (scene,) = open_dataset(f"{tmp_path}/apple:test", **options)
+    assert (scene.name, scene.category) == ("apple/seq1/0", "apple")
+    assert scene.take_views([1]).category == "apple"
+    with pytest.raises(DatasetError, match=r"lists of this category: fewview_dev; name one of"):
+        open_dataset(f"{tmp_path}:manyview_dev_0/train", **options)
+    with pytest.raises(DatasetError, match=r"split of \['test', 'train'\], found 'val'"):
+        open_dataset(f"{tmp_path}:val", **options)
+    write_rgbd_folder(tmp_path / "room")
+    with pytest.raises(DatasetError, match="leave the part out"):
+        open_dataset(f"{tmp_path}/room:test", **options)
+    assert open_dataset(tmp_path / "room", **options)[0].category is None
+
+
+def test_co3d_names_what_to_download(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_co3d(tmp_path)
+    sequence = tmp_path / "apple" / "seq1"
+    for folder in ("depth_masks", "depths", "images"):
+        (sequence / folder / "2.png").unlink()
+        with pytest.raises(DatasetError, match=rf"{folder}/2\.png: .*download"):
+            open_dataset(tmp_path, image_fit=ORIGINAL_SIZE)[0]
+
+    def second_sequence(annotations: list) -> list:
+        text = json.dumps(annotations).replace("seq1", "seq2")
+        return annotations + json.loads(text)
+
+    edit_annotations(tmp_path / "apple", second_sequence)
+    path = tmp_path / "apple" / "set_lists" / "set_lists_fewview_dev.json"
+    splits = json.loads(path.read_text())
+    splits["train"] += [["seq2", 0, "apple/seq2/images/0.png"]]
+    path.write_text(json.dumps(splits))
+    with caplog.at_level(logging.WARNING):
+        assert [s.name for s in read_co3d(tmp_path)] == ["apple/seq1"]
+    assert "1 of 2 sequences are not there" in caplog.text
+    (tmp_path / "apple" / "frame_annotations.jgz").unlink()
+    with pytest.raises(DatasetError, match=r"frame_annotations\.jgz.*download"):
+        open_dataset(tmp_path, image_fit=ORIGINAL_SIZE)
+
+
+def test_co3d_frames_without_ground_truth(tmp_path: Path) -> None:
+    write_co3d(tmp_path, num_views=8)
+
+    def redact(annotations: list) -> None:
+        annotations[0]["viewpoint"] = None
+        annotations[2]["image"]["path"] = None
+        annotations[4]["depth"] = None
+
+    edit_annotations(tmp_path / "apple", redact)
+    scene = open_dataset(tmp_path, image_fit=ORIGINAL_SIZE)[0]
+    assert scene.view_names == ("4.png", "6.png")
+    assert (scene.depth > 0).any(dim=2).any(dim=1).tolist() == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (["viewpoint", "R"], [[1, 0], [0, 1]], "frame annotations"),
+        (["viewpoint", "R"], None, "frame annotations"),
+        (["viewpoint", "R"], [[2, 0, 0], [0, 2, 0], [0, 0, 2]], "right-handed"),
+        (["viewpoint", "T"], [0, 0], "frame annotations"),
+        (["viewpoint", "focal_length"], [float("nan"), 1], "not finite"),
+        (["viewpoint", "focal_length"], [0, 1], "not finite"),
+        (["viewpoint", "intrinsics_format"], "pixels", "intrinsics_format"),
+        (["viewpoint"], 3, "frame annotations"),
+        (["image", "size"], [64], "frame annotations"),
+        (["depth", "scale_adjustment"], None, "frame annotations"),
+        (["depth"], {"path": "x.png"}, "'scale_adjustment'"),
+        (["sequence_name"], ["seq1"], "frame annotations"),
+    ],
+)
+def test_damaged_co3d_frames_are_named(
+    path: list[str], value: object, message: str, tmp_path: Path
+) -> None:
+    write_co3d(tmp_path)
+
+    def damage(annotations: list) -> None:
+        *parents, last = path
+        target = annotations[0]
+        for key in parents:
+            target = target[key]
+        target[last] = value
+
+    edit_annotations(tmp_path / "apple", damage)
+    with pytest.raises(DatasetError, match=rf"frame_annotations\.jgz.*{message}"):
+        read_co3d(tmp_path)
+
+
+def test_damaged_co3d_files_are_named(tmp_path: Path) -> None:
+    write_co3d(tmp_path)
+    category = tmp_path / "apple"
+    for name in ("frame", "sequence"):
+        for content in ({}, 3, [3], [{}], {"a": 1}):
+            whole = (category / f"{name}_annotations.jgz").read_bytes()
+            edit_annotations(category, lambda _, content=content: content, name)
+            with pytest.raises(DatasetError, match="apple"):
+                read_co3d(tmp_path)
+            (category / f"{name}_annotations.jgz").write_bytes(whole)
+    path = category / "set_lists" / "set_lists_fewview_dev.json"
+    for text in ("", "{", "3", "[1]", '{"train": 3}', '{"train": [["seq1"]]}'):
+        path.write_text(text)
+        with pytest.raises(DatasetError, match=r"set_lists_fewview_dev\.json"):
+            read_co3d(tmp_path)
+
+
 # --- damaged RGB-D captures ----------------------------------------------------------------------
 
 
@@ -430,6 +497,30 @@ def test_rgbd_folder_names_what_is_missing(tmp_path: Path) -> None:
     (folder / "K.txt").unlink()
     with pytest.raises(DatasetError, match=r"K\.txt"):
         open_dataset(folder, image_fit=ORIGINAL_SIZE)
+
+
+@pytest.mark.parametrize("text", ["", "1 2 3", "1 0 0 0\n" * 3, "a b c d\n" * 4, "1 2\n3\n"])
+def test_damaged_poses_are_named(text: str, tmp_path: Path) -> None:
+    write_seven_scenes(tmp_path, num_views=1)
+    (tmp_path / "frame-000000.pose.txt").write_text(text)
+    with pytest.raises(DatasetError, match=r"000000\.pose\.txt: expected 4 rows of 4 numbers"):
+        open_dataset(tmp_path, image_fit=ORIGINAL_SIZE)
+
+
+def test_damaged_condition_is_named(tmp_path: Path) -> None:
+    write_condition(tmp_path)
+    path = tmp_path / "condition.npz"
+    whole = path.read_bytes()
+    with np.load(path) as arrays:
+        good = dict(arrays)
+    for data in (b"", b"noise", whole[: len(whole) // 2]):
+        path.write_bytes(data)
+        with pytest.raises(DatasetError, match=r"condition\.npz: expected arrays"):
+            open_dataset(tmp_path, image_fit=ORIGINAL_SIZE)
+    for name, shape in (("poses", (3, 3, 4)), ("intrinsics", (2, 3, 3)), ("depths", (3, 42))):
+        np.savez(path, **{**good, name: np.zeros(shape)})
+        with pytest.raises(DatasetError, match=r"condition\.npz: expected intrinsics \[3, 3, 3\]"):
+            open_dataset(tmp_path, image_fit=ORIGINAL_SIZE)
 
 
 def test_seven_scenes_refuses_another_sensor(tmp_path: Path) -> None:
@@ -526,11 +617,32 @@ def test_procedural_scenes_by_name() -> None:
     assert not torch.equal(test[0].images, calibration[0].images)
 
 
+def test_first_layout_of_a_folder_counts(tmp_path: Path) -> None:
+    write_rgbd_folder(tmp_path)
+    (tmp_path / "transforms.json").write_text("{}")
+    with pytest.raises(DatasetError, match=r"transforms\.json"):
+        open_dataset(tmp_path, image_fit=ORIGINAL_SIZE)
+    # Photos are not passed over for what lies below them.
+    save_png(tmp_path / "album" / "a.png", np.zeros((8, 8, 3), dtype=np.uint8))
+    write_rgbd_folder(tmp_path / "album" / "room")
+    assert open_dataset(tmp_path / "album", image_fit=ORIGINAL_SIZE).name.startswith("photos:")
+
+
+def test_sequences_below_several_places(tmp_path: Path) -> None:
+    for name in ("chess/seq-02", "chess/seq-01", "fire/seq-01"):
+        write_seven_scenes(tmp_path / name, num_views=1)
+    write_rgbd_folder(tmp_path / ".trash" / "room")
+    dataset = open_dataset(tmp_path, image_fit=square_crop(8))
+    assert [s.name for s in dataset] == ["chess/seq-01/0", "chess/seq-02/0", "fire/seq-01/0"]
+    assert len(open_dataset(tmp_path / "chess", image_fit=square_crop(8))) == 2
+
+
 def test_unknown_layout_lists_the_known(tmp_path: Path) -> None:
     (tmp_path / "IMG_1.TIFF").write_bytes(b"")
     with pytest.raises(DatasetError) as caught:
         open_dataset(tmp_path, image_fit=ORIGINAL_SIZE)
-    for text in ("1 x .tiff", "poses.txt", "frame_annotations.jgz", "condition.npz", "procedural"):
+    known = "poses.txt frame_annotations.jgz condition.npz sparse/0 transforms.json _par.txt"
+    for text in ("1 x .tiff", "procedural", *known.split()):
         assert text in str(caught.value)
     with pytest.raises(DatasetError, match="no such folder"):
         open_dataset(tmp_path / "nowhere", image_fit=ORIGINAL_SIZE)

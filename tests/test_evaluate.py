@@ -285,17 +285,31 @@ def test_a_policy_that_fails_everywhere_has_no_mean(scenes: list[Scene]) -> None
     assert mean_and_error([2.0]) == (2.0, None)
 
 
-def test_policies_of_different_profiles_are_told_apart(
-    tmp_path: Path, scenes: list[Scene]
-) -> None:
+def test_policies_of_different_profiles_are_told_apart(scenes: list[Scene]) -> None:
     first, second = (HeSS(fixed_scores(last), sparse_ratio=0.7) for last in (1.0, 5.0))
-    options = {"protocol": PROTOCOL, "seed": 1}
-    rows = evaluate(TinyVGGT(), Listed(scenes[:2]), [first, second], **options).rows
+    rows = evaluate(
+        TinyVGGT(), Listed(scenes[:2]), [first, second], protocol=PROTOCOL, seed=1
+    ).rows
     assert rows[0]["settings"]["scores_sha256"] != rows[1]["settings"]["scores_sha256"]
-    options["rows_path"] = tmp_path / "rows.jsonl"
-    evaluate(TinyVGGT(), Listed(scenes[:2]), [first], **options)
-    with pytest.raises(ConfigError, match="policies"):
-        evaluate(TinyVGGT(), Listed(scenes[:2]), [second], **options)
+    assert rows[0]["point_error"] != rows[1]["point_error"]
+
+
+def test_policies_are_added_to_what_was_measured(tmp_path: Path, scenes: list[Scene]) -> None:
+    """Whichever policies came first: only new ones run, and the rows are those of a fresh run."""
+    path = tmp_path / "rows.jsonl"
+    options = {"protocol": PROTOCOL, "seed": 1, "batch_size": 2}
+    dense, uniform, hess, *_ = policies()
+    first, second = TinyVGGT(), TinyVGGT()
+    alone = evaluate(first, Listed(scenes), [uniform], **options, rows_path=path).rows
+    rows = evaluate(second, Listed(scenes), [dense, uniform, hess], **options, rows_path=path).rows
+    assert (first.calls, second.calls) == (3, 2 * 3)
+    fresh = evaluate(TinyVGGT(), Listed(scenes), [dense, uniform, hess], **options).rows
+    assert stable(rows) == stable(fresh)
+    # What else the file holds does not show.
+    third = TinyVGGT()
+    again = evaluate(third, Listed(scenes), [uniform], **options, rows_path=path).rows
+    assert third.calls == 0
+    assert stable(again) == stable(alone)
 
 
 def test_scenes_of_other_shapes_go_into_other_batches(scenes: list[Scene]) -> None:
@@ -338,4 +352,4 @@ def test_table_shows_the_numbers(model: TinyVGGT, scenes: list[Scene]) -> None:
     assert hess["AUC@30 ↑"] == f"{row['auc_30']:.3f}±{row['auc_30_se']:.3f}"
     assert hess["ATE ↓"] == f"{row['ate_rmse']:.3f}"
     assert hess["Δ AUC@30 to uniform"].startswith(f"{row['paired_auc_30_vs_uniform']:+.3f}")
-    assert body[0][4] == "-"  # dense has no uniform at its setting to compare with
+    assert body[0][3] == "-"  # dense has no uniform at its setting to compare with

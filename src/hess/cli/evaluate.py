@@ -20,10 +20,12 @@ from hess.cli.console import (
     use_threads,
 )
 from hess.cli.policies import SETTINGS, PolicyName, build_policies, find_profile
+from hess.errors import ConfigError
 
 if TYPE_CHECKING:
     from hess.datasets.scene import Dataset
     from hess.evaluation.protocol import Protocol
+    from hess.geometry.fit_rules import FitRule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,10 +45,15 @@ class Evaluate:
     """Bundled profile (nano) or a .hess file; by default the profile bundled with the model."""
     data: Annotated[str, tyro.conf.arg(metavar="NAME|PATH")] = "procedural:test"
     """procedural:test, bundled, or a folder whose layout is recognised."""
-    num_scenes: int = 224
-    """Scenes at most."""
-    views: int = 8
-    """Views per scene, at least 3; a folder with fewer gives all it has."""
+    protocol: str | None = None
+    """Named protocol, such as co3d-vggt-fast, co3d-pi3 or paper-points: which frames of a
+    capture, which metrics, which mean; a wrong name lists them all. By default the scenes that
+    --views and --seed make, each counted alike."""
+    num_scenes: int | None = None
+    """Scenes at most; 224 by default, all those of a named protocol."""
+    views: int | None = None
+    """Views per scene, at least 3, 8 by default; a folder with fewer gives all it has. A named
+    protocol may have its own."""
     seed: int = 0
     """Other procedural scenes; folders always spread their views evenly."""
     policies: tuple[PolicyName, ...] = ("dense", "uniform", "hess", "reverse", "random")
@@ -64,27 +71,21 @@ class Evaluate:
     json: Json = False
 
     def run(self) -> None:
-        from hess.datasets.open import open_dataset
         from hess.evaluation.evaluate import evaluate
         from hess.models.loading import load_model
 
         use_threads(self.threads)
+        protocol = self._named_protocol()
         model = load_model(self.model, device=self.device, dtype=self.dtype)
         profile = find_profile(self.profile, self.model)
-        dataset = open_dataset(
-            self.data,
-            image_fit=model.image_rule,
-            views_per_scene=self.views,
-            num_scenes=self.num_scenes,
-            seed=self.seed if self.data.startswith("procedural") else None,
-        )
+        dataset = self._dataset(protocol, model.image_rule)
         policies = build_policies(self.policies, profile, self.settings, self.random_seeds)
         with progress_bar("evaluate") as progress:
             report = evaluate(
                 model,
                 dataset,
                 policies,
-                protocol=_protocol(dataset),
+                protocol=protocol or _protocol(dataset),
                 seed=self.seed,
                 batch_size=self.batch_size,
                 progress=progress,
@@ -95,14 +96,45 @@ class Evaluate:
             print_json(report.rows)
         else:
             print_table(report.table(), f"{model.model_name} on {len(dataset)} scenes")
-            console.print(f"wrote {self.output}", highlight=False, soft_wrap=True)
+            for line in [*report.notes(), f"wrote {self.output}"]:
+                console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def _named_protocol(self) -> "Protocol | None":
+        from hess.evaluation.protocols import protocol_named
+
+        if self.protocol is None:
+            return None
+        protocol = protocol_named(self.protocol)
+        if self.views is not None and protocol.views not in (None, self.views):
+            raise ConfigError(
+                f"protocol {protocol.name!r} is about scenes of {protocol.views} views, found "
+                f"--views {self.views}; leave --views out"
+            )
+        return protocol
+
+    def _dataset(self, protocol: "Protocol | None", image_fit: "FitRule") -> "Dataset":
+        from hess.datasets.open import open_dataset
+        from hess.evaluation.frame_choice import ChosenScenes
+
+        if protocol is not None and protocol.frames is not None:
+            return ChosenScenes(
+                self.data, protocol.frames, image_fit=image_fit, num_scenes=self.num_scenes
+            )
+        views = self.views if self.views is not None else (protocol and protocol.views) or 8
+        return open_dataset(
+            self.data,
+            image_fit=image_fit,
+            views_per_scene=views,
+            num_scenes=224 if self.num_scenes is None else self.num_scenes,
+            seed=self.seed if self.data.startswith("procedural") else None,
+        )
 
 
 def _protocol(dataset: "Dataset") -> "Protocol":
     from hess.datasets.procedural import Procedural
-    from hess.evaluation.protocol import PROCEDURAL_8, Protocol
+    from hess.evaluation.protocols import PROCEDURAL_8, PROTOCOLS
 
     if isinstance(dataset, Procedural):
         views = dataset.num_views
         return replace(PROCEDURAL_8, name=f"procedural-{views}", views=views)
-    return Protocol(name="any-views")
+    return PROTOCOLS["any-views"]

@@ -1,15 +1,22 @@
 """Opens a data set by what its folder looks like, or by name."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
 from hess.datasets.bundled import bundled_capture
-from hess.datasets.co3d import ANNOTATIONS, read_co3d
-from hess.datasets.frames import Frame, FrameDataset, FrameSequence
+from hess.datasets.co3d import ANNOTATIONS, DEFAULT_SET_LIST, is_co3d, read_co3d
+from hess.datasets.colmap import COLMAP
+from hess.datasets.dtu import DTU_LAYOUTS
+from hess.datasets.frames import Frame, FrameSequence
+from hess.datasets.layout import Layout, find_layout
+from hess.datasets.middlebury import MIDDLEBURY
 from hess.datasets.photo_files import SUFFIXES, find_images
 from hess.datasets.procedural import Procedural, ProceduralConfig, Split
-from hess.datasets.rgbd import RGBD_LAYOUTS, find_rgbd
+from hess.datasets.recordings import FrameDataset
+from hess.datasets.rgbd import RGBD_LAYOUTS
 from hess.datasets.scene import Dataset
+from hess.datasets.transforms import TRANSFORMS
 from hess.errors import ConfigError, DatasetError
 from hess.geometry.fit_rules import FitRule
 
@@ -18,6 +25,8 @@ _PROCEDURAL: dict[str, Split] = {
     "procedural": "calibration",
     **{f"procedural:{split}": split for split in get_args(Split)},
 }
+# A folder may fit several, such as a COLMAP model beside transforms.json: the first counts.
+_LAYOUTS = (TRANSFORMS, *DTU_LAYOUTS, *RGBD_LAYOUTS, COLMAP, MIDDLEBURY)
 
 
 def open_dataset(
@@ -32,9 +41,11 @@ def open_dataset(
 
     Args:
         source: "procedural" (its calibration split; "procedural:test", "procedural:train"),
-            "bundled" (the office capture of this package), or the path of an RGB-D folder, a
-            7-Scenes or Pi3 example folder (or a folder of several such), a CO3Dv2 tree, or photos
-            (folder, pattern or one file; these have no ground truth).
+            "bundled" (the office capture of this package), or a path: a CO3Dv2 tree or category
+            (with ":test" or ":SET_LIST/SPLIT" behind it for another part than
+            fewview_dev/train); an RGB-D, 7-Scenes, Pi3 example, COLMAP, transforms.json or
+            Middlebury folder, or a folder of several such; or photos (folder, pattern or one
+            file; these have no ground truth). docs/datasets.md shows each.
         image_fit: brings photos, cameras and depth to the model's input size.
         views_per_scene: a longer sequence gives several disjoint scenes of this many views, a
             shorter one a single scene of all it has.
@@ -55,7 +66,8 @@ def open_dataset(
             config=ProceduralConfig(image_size=_square_size(image_fit)),
         )
     path = bundled_capture() if str(source) == "bundled" else Path(source).expanduser()
-    layout, sequences, strict = _recognise(path)
+    path, part = _split_part(path)
+    layout, sequences, strict = _recognise(path, part)
     return FrameDataset(
         name=f"{layout}:{source}",
         sequences=sequences,
@@ -79,14 +91,32 @@ def _square_size(image_fit: FitRule) -> int:
     return fit.width
 
 
-def _recognise(path: Path) -> tuple[str, list[FrameSequence], bool]:
+def _split_part(path: Path) -> tuple[Path, str | None]:
+    """Folder and part of "folder:part"."""
+    head, colon, part = str(path).rpartition(":")
+    if colon and not path.exists() and Path(head).is_dir():
+        return Path(head), part
+    return path, None
+
+
+def _recognise(path: Path, part: str | None) -> tuple[str, list[FrameSequence], bool]:
     """Layout name, sequences, and whether an unreadable photo is an error."""
     if path.is_dir():
-        if found := find_rgbd(path):
+        if is_co3d(path):
+            set_list, _, split = (part or "train").rpartition("/")
+            return (
+                "co3dv2",
+                read_co3d(path, set_list=set_list or DEFAULT_SET_LIST, split=split),
+                True,
+            )
+        if part is not None:
+            raise DatasetError(
+                f"{path}: expected a data set that has parts (CO3Dv2) for the part {part!r}, "
+                "found another; leave the part out"
+            )
+        if found := find_layout(path, _LAYOUTS):
             layout, folders = found
-            return layout.name, [layout.read(folder) for folder in folders], True
-        if (path / ANNOTATIONS).is_file() or any(path.glob(f"*/{ANNOTATIONS}")):
-            return "co3dv2", read_co3d(path), True
+            return layout.name, [s for f in folders for s in _read_below(layout, f, path)], True
     try:
         photos = find_images(path)
     except DatasetError as error:
@@ -95,12 +125,19 @@ def _recognise(path: Path) -> tuple[str, list[FrameSequence], bool]:
     return "photos", [FrameSequence(name=path.resolve().name, frames=frames)], False
 
 
+def _read_below(layout: Layout, folder: Path, root: Path) -> list[FrameSequence]:
+    """Sequences of a folder; names as seen from ``root``, since folders may be called alike."""
+    sequences = layout.read(folder)
+    if folder == root:
+        return sequences
+    above = folder.relative_to(root).parent.as_posix().removeprefix(".")
+    return [replace(s, name="/".join(filter(None, (above, s.name)))) for s in sequences]
+
+
 def _known_layouts(path: Path) -> str:
-    known = [(layout.name, layout.files) for layout in RGBD_LAYOUTS]
-    known += [
-        ("co3dv2", f"<category>/{ANNOTATIONS} <category>/set_lists/"),
-        ("photos", " ".join(f"*{suffix}" for suffix in SUFFIXES)),
-    ]
+    known = [("co3dv2", f"<category>/{ANNOTATIONS} <category>/set_lists/")]
+    known += [(layout.name, layout.files) for layout in _LAYOUTS]
+    known += [("photos", " ".join(f"*{suffix}" for suffix in SUFFIXES))]
     lines = "\n".join(f"  {name:<14} {files}" for name, files in known)
     return (
         f"Data sets are recognised by these files in {path}:\n{lines}\n"

@@ -1,9 +1,9 @@
 """RGB-D captures on disk: three folder layouts, all read as sequences of posed depth frames."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import zlib
 from functools import partial
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -12,7 +12,9 @@ from torch import Tensor
 
 from hess.datasets.decoding import DECODE_ERRORS
 from hess.datasets.frames import Frame, FrameSequence, rigid_pose
-from hess.datasets.photo_files import find_images, natural_key
+from hess.datasets.layout import Layout
+from hess.datasets.photo_files import find_images
+from hess.datasets.recordings import nearest_surface
 from hess.errors import DatasetError
 from hess.geometry.poses import pose_from
 from hess.geometry.projection import project, unproject_depth
@@ -75,25 +77,21 @@ def register_depth(
     """
     points = unproject_depth(depth.double(), depth_intrinsics, torch.eye(4).double())[depth > 0]
     pixels, z = project(points, target_intrinsics, target_from_depth)
-    column, row = pixels.floor().unbind(-1)
-    seen = (z > 0) & (column >= 0) & (column < width) & (row >= 0) & (row < height)
-    index = (row * width + column)[seen].long()
-    nearest = torch.full((height * width,), torch.inf, dtype=torch.float64)
-    nearest.scatter_reduce_(0, index, z[seen], "amin")
-    return nearest.nan_to_num(posinf=0.0).float().reshape(height, width)
+    return nearest_surface(pixels, z, width=width, height=height)
 
 
 def _read_numbers(path: Path, shape: tuple[int, int]) -> Tensor:
     """Matrix of a text file, float64; a shape of -1 rows takes any number of them."""
+    rows = "a row" if shape[0] == -1 else f"{shape[0]} rows"
     try:
-        values = np.loadtxt(path, dtype=np.float64, ndmin=2)
+        lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines()]
+        values = np.array([line for line in lines if line], dtype=np.float64)
+        if values.ndim != 2 or values.shape[1] != shape[1] or shape[0] not in (-1, len(values)):
+            raise ValueError(f"shape {values.shape}")
     except (OSError, ValueError) as error:
-        raise DatasetError(f"{path}: expected a table of numbers, found: {error}") from error
-    if values.shape[1] != shape[1] or shape[0] not in (-1, values.shape[0]):
-        rows = "any number of" if shape[0] == -1 else shape[0]
         raise DatasetError(
-            f"{path}: expected {rows} rows of {shape[1]} numbers, found {values.shape}"
-        )
+            f"{path}: expected {rows} of {shape[1]} numbers, found: {error}; restore the file"
+        ) from error
     return torch.from_numpy(values)
 
 
@@ -111,7 +109,7 @@ def _from_integer_centres(intrinsics: Tensor) -> Tensor:
     return intrinsics.double() + shift
 
 
-def _read_folder(path: Path) -> FrameSequence:
+def _read_folder(path: Path) -> list[FrameSequence]:
     """``images/``, ``depth/`` (16-bit PNG in mm, same stems, registered), ``K.txt`` (OpenCV, for
     the size of the images) and ``poses.txt`` (one row-major camera-to-world matrix in metres per
     line, in the order of the images)."""
@@ -136,10 +134,10 @@ def _read_folder(path: Path) -> FrameSequence:
                 read_depth=partial(read_depth_mm, depth),
             )
         )
-    return FrameSequence(name=path.resolve().name, frames=tuple(frames), unit="m")
+    return [FrameSequence(name=path.resolve().name, frames=tuple(frames), unit="m")]
 
 
-def _read_seven_scenes(path: Path) -> FrameSequence:
+def _read_seven_scenes(path: Path) -> list[FrameSequence]:
     """``frame-*.color.*``, ``frame-*.depth.png`` (mm) and ``frame-*.pose.txt`` (camera-to-world).
 
     Pose and depth are those of the depth camera; both are moved to the colour camera.
@@ -186,10 +184,10 @@ def _read_seven_scenes(path: Path) -> FrameSequence:
                 read_depth=partial(read_depth, depth),
             )
         )
-    return FrameSequence(name=path.resolve().name, frames=tuple(frames), unit="m")
+    return [FrameSequence(name=path.resolve().name, frames=tuple(frames), unit="m")]
 
 
-def _read_condition(path: Path) -> FrameSequence:
+def _read_condition(path: Path) -> list[FrameSequence]:
     """``rgb/`` and ``condition.npz`` with ``intrinsics`` [N,3,3] (OpenCV), ``poses`` [N,4,4]
     (camera-to-world) and ``depths`` [N,H,W] (z-depth, 0 where unknown), as Pi3's examples."""
     source = path / "condition.npz"
@@ -197,15 +195,17 @@ def _read_condition(path: Path) -> FrameSequence:
     try:
         with np.load(source, allow_pickle=False) as arrays:
             tensors = [torch.from_numpy(arrays[k]) for k in ("intrinsics", "poses", "depths")]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, EOFError, BadZipFile, zlib.error) as error:
         raise DatasetError(
             f"{source}: expected arrays intrinsics, poses and depths, found: {error}"
         ) from error
     intrinsics, poses, depths = tensors
-    if {len(intrinsics), len(poses), len(depths)} != {len(images)}:
+    n = len(images)
+    found = [tuple(t.shape) for t in tensors]
+    if found[:2] != [(n, 3, 3), (n, 4, 4)] or depths.ndim != 3 or len(depths) != n:
         raise DatasetError(
-            f"{source}: expected {len(images)} views as in {path / 'rgb'}, found "
-            f"{len(intrinsics)} intrinsics, {len(poses)} poses, {len(depths)} depth maps"
+            f"{source}: expected intrinsics [{n}, 3, 3], poses [{n}, 4, 4] and depths "
+            f"[{n}, H, W] for the {n} photos in {path / 'rgb'}, found {found}"
         )
 
     def read_depth(view: int) -> Tensor:
@@ -221,46 +221,26 @@ def _read_condition(path: Path) -> FrameSequence:
         )
         for view, image in enumerate(images)
     )
-    return FrameSequence(name=path.resolve().name, frames=frames)
-
-
-@dataclass(frozen=True, kw_only=True)
-class RgbdLayout:
-    """One way to lay out an RGB-D sequence; ``files`` names what it is recognised by."""
-
-    name: str
-    files: str
-    matches: Callable[[Path], bool]
-    read: Callable[[Path], FrameSequence]
+    return [FrameSequence(name=path.resolve().name, frames=frames)]
 
 
 RGBD_LAYOUTS = (
-    RgbdLayout(
+    Layout(
         name="rgbd-folder",
         files="images/ depth/ K.txt poses.txt",
         matches=lambda path: (path / "images").is_dir() and (path / "depth").is_dir(),
         read=_read_folder,
     ),
-    RgbdLayout(
+    Layout(
         name="7-scenes",
         files="frame-*.color.png frame-*.depth.png frame-*.pose.txt",
         matches=lambda path: any(path.glob("frame-*.color.*")),
         read=_read_seven_scenes,
     ),
-    RgbdLayout(
+    Layout(
         name="pi3-condition",
         files="rgb/ condition.npz",
         matches=lambda path: (path / "condition.npz").is_file(),
         read=_read_condition,
     ),
 )
-
-
-def find_rgbd(path: Path) -> tuple[RgbdLayout, list[Path]] | None:
-    """Layout of a folder and its sequences: itself, or else its sub-folders of one layout."""
-    folders = sorted((p for p in path.iterdir() if p.is_dir()), key=lambda p: natural_key(p.name))
-    for candidates in ([path], folders):
-        for layout in RGBD_LAYOUTS:
-            if sequences := [folder for folder in candidates if layout.matches(folder)]:
-                return layout, sequences
-    return None

@@ -29,6 +29,7 @@ class Scene:
         intrinsics: float32 [N, 3, 3] in pixels of ``images``, or None.
         depth: float32 [N, H, W], z-depth in ``unit``, 0 where unknown, or None.
         unit: length unit of poses and depth: "m", "mm" or "arbitrary".
+        category: what kind of thing it shows, where the data set says so (CO3D), or None.
         view_names: one name per view (file name, frame number).
         image_paths, image_fits: of recorded views, where each photo is and how it was brought to
             this size; empty for made ones.
@@ -43,6 +44,7 @@ class Scene:
     intrinsics: Tensor | None = None
     depth: Tensor | None = None
     unit: str = "arbitrary"
+    category: str | None = None
     view_names: tuple[str, ...] = ()
     image_paths: tuple[Path, ...] = ()
     image_fits: tuple[ImageFit, ...] = ()

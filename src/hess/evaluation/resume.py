@@ -2,11 +2,11 @@
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from hess.errors import ConfigError
+from hess.errors import ConfigError, DatasetError
 from hess.evaluation.scene_metrics import SceneMetrics
 
 
@@ -43,15 +43,10 @@ class BatchResult:
 
 
 class Store:
-    """Batch results in memory, by policy and first scene."""
+    """Batch results in memory, by policy and first scene; all in one length unit."""
 
     def __init__(self) -> None:
         self._results: dict[tuple[int, str], BatchResult] = {}
-
-    @property
-    def results(self) -> Iterable[BatchResult]:
-        """All results, in the order in which they came."""
-        return self._results.values()
 
     def get(self, policy: str, first: int) -> BatchResult | None:
         """The result of one policy on the batch that starts at scene ``first``, if there is."""
@@ -63,18 +58,37 @@ class Store:
         return [self._results[key] for key in keys]
 
     def add(self, result: BatchResult) -> None:
-        """Keep one more result."""
+        """Keep one more result.
+
+        Raises:
+            DatasetError: it is in another unit than those before.
+        """
+        before = next(iter(self._results.values()), result)
+        if result.unit != before.unit:
+            raise DatasetError(mixed_units((before.unit, result.unit)))
         self._results[result.first, result.policy] = result
+
+
+def mixed_units(units: Sequence[str]) -> str:
+    """Why scenes of different length units cannot be evaluated together."""
+    return (
+        f"the scenes are in different length units ({', '.join(sorted(units))}), so their errors "
+        "have no mean; evaluate them apart"
+    )
 
 
 class Sidecar(Store):
     """A store on disk: a JSON line with the configuration, then one per batch result.
 
-    A line counts once its newline is on the disk; what a killed run left behind is cut off.
+    Policies are added at any time; all else that decides a result is in the configuration. A line
+    counts once its newline is on the disk; what a killed run left behind is cut off.
 
     Args:
         path: file; made with the first result when missing.
         header: configuration as JSON values; a file with another one is refused.
+
+    Attributes:
+        header: the same, as it is read back.
 
     Raises:
         ConfigError: the file belongs to another configuration or is no sidecar.
@@ -85,7 +99,7 @@ class Sidecar(Store):
         self._path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
-        self._header = wanted = json.loads(json.dumps(header))
+        self.header = wanted = json.loads(json.dumps(header))
         if not lines:
             path.unlink(missing_ok=True)
             return
@@ -107,11 +121,11 @@ class Sidecar(Store):
             os.truncate(path, complete)
 
     def add(self, result: BatchResult) -> None:
-        """Keep one more result and write it to the disk."""
-        if not self._path.exists():
-            self._append({"header": self._header})
-        self._append(asdict(result))
+        """Keep one more result and write it to the disk; errors as those of a store."""
         super().add(result)
+        if not self._path.exists():
+            self._append({"header": self.header})
+        self._append(asdict(result))
 
     def _append(self, value: object) -> None:
         with self._path.open("ab") as file:

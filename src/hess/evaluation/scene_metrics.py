@@ -7,21 +7,25 @@ from hess.datasets.scene import Scene
 from hess.errors import AlignmentError, DatasetError
 from hess.evaluation.point_metrics import GroundTruthPoints, point_metrics
 from hess.evaluation.pose_metrics import auc, pair_errors, trajectory_error
-from hess.evaluation.protocol import POINT_METRICS, Protocol
+from hess.evaluation.protocol import Protocol
 
-SceneMetrics = dict[str, float | None]
-"""Metric name -> value; None when the scene lacks the ground truth for it."""
+SceneMetrics = dict[str, float | str | None]
+"""Metric name -> value; None when the scene lacks the ground truth for it. Where the protocol's
+mean is not over scenes, also what it needs of the scene: its "num_pairs" and "category"."""
 
 
 class SceneTruth:
     """Ground truth of one scene: cameras, and points with their k-d tree where there is depth.
+
+    Points are left out when the protocol measures none.
 
     Args:
         scene: must have poses; depth is optional.
         protocol: what will be measured.
 
     Raises:
-        DatasetError: no poses, another number of views, or another unit than the protocol's.
+        DatasetError: no poses, another number of views or another unit than the protocol's, or
+            no category where its mean is over categories.
         AlignmentError: a true point is not finite.
     """
 
@@ -41,21 +45,27 @@ class SceneTruth:
                 f"protocol {protocol.name!r} needs lengths in {protocol.unit!r}, scene "
                 f"{scene.name!r} is in {scene.unit!r}"
             )
+        if protocol.mean == "categories" and scene.category is None:
+            raise DatasetError(
+                f"protocol {protocol.name!r} takes the mean over categories, scene {scene.name!r} "
+                "has none; use CO3Dv2 or another protocol"
+            )
         self.name = scene.name
+        self.category = scene.category
         self.unit = scene.unit
         self.world_from_cam = scene.world_from_cam.cpu().double()
         self.points: GroundTruthPoints | None = None
-        if scene.has_points:
+        if scene.has_points and protocol.point_alignment is not None:
             points, valid = scene.point_map()
             stride = protocol.point_stride
             if bool(valid[:, ::stride, ::stride].any()):
-                self.points = GroundTruthPoints(points, valid, stride)
+                self.points = GroundTruthPoints(points, valid, stride, normals=protocol.normals)
 
 
 def scene_metrics(
     world_from_cam: Tensor, world_points: Tensor, truth: SceneTruth, protocol: Protocol
 ) -> SceneMetrics:
-    """Metrics of a prediction: ``protocol.metrics`` by name.
+    """Metrics of a prediction: ``protocol.metrics`` by name, and what their mean needs.
 
     Args:
         world_from_cam: predicted poses [N, 4, 4], any frame and scale.
@@ -73,11 +83,15 @@ def scene_metrics(
     metrics: SceneMetrics = {f"auc_{t}": float(auc(worst, t)) for t in protocol.auc_thresholds}
     trajectory = trajectory_error(world_from_cam, truth.world_from_cam)
     metrics |= {"ate_rmse": trajectory.rmse, "ate_relative": trajectory.relative}
-    if truth.points is None:
-        return metrics | dict.fromkeys(POINT_METRICS)
-    points = point_metrics(world_points, truth.points, protocol.point_alignment)
+    if protocol.mean != "scenes":
+        metrics |= {"num_pairs": worst.shape[-1], "category": truth.category}
+    if truth.points is None or protocol.point_alignment is None:
+        return metrics | dict.fromkeys(protocol.point_metrics)
+    points = point_metrics(
+        world_points, truth.points, protocol.point_alignment, normals=protocol.normals
+    )
     cloud = points.cloud
-    return metrics | {
+    metrics |= {
         "accuracy": cloud.accuracy,
         "accuracy_median": cloud.accuracy_median,
         "completeness": cloud.completeness,
@@ -85,3 +99,6 @@ def scene_metrics(
         "chamfer_mean": cloud.chamfer_mean,
         "point_error": points.point_error,
     }
+    if protocol.normals:
+        metrics["normal_consistency"] = points.normal_consistency
+    return metrics

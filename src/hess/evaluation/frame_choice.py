@@ -1,0 +1,171 @@
+"""Which frames of recorded sequences a protocol measures: one scene per sequence."""
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from hess.datasets.co3d import ANNOTATIONS
+from hess.datasets.frames import FrameSequence
+from hess.datasets.open import open_dataset
+from hess.datasets.recordings import FrameDataset, load_scene
+from hess.datasets.scene import Scene
+from hess.errors import ConfigError, DatasetError
+from hess.geometry.fit_rules import FitRule
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrameChoice:
+    """How a protocol makes one scene of each recorded sequence: by drawing frames at random.
+
+    Frames are drawn without replacement and keep the drawn order, so that the first one drawn is
+    a model's reference view. One generator each (Python's for sequences, numpy's legacy one for
+    frames) runs through all categories and sequences by name, as in VGGT's script: the same
+    sequences give the same frames as there.
+
+    Args:
+        views: frames per scene, at least 3.
+        seed: of both generators.
+        min_frames: sequences with fewer frames, or fewer than ``views``, are left out.
+        per_category: draw this many sequences of each category that has more; None takes all.
+        part: of a CO3Dv2 tree, as in :func:`hess.datasets.open.open_dataset`.
+        categories: of CO3Dv2; those that are not on the disk are left out. None takes all.
+
+    Raises:
+        ConfigError: a number is out of range.
+    """
+
+    views: int
+    seed: int = 0
+    min_frames: int = 0
+    per_category: int | None = None
+    part: str = "fewview_dev/test"
+    categories: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        for field, lowest in {"views": 3, "seed": 0, "min_frames": 0, "per_category": 1}.items():
+            value = getattr(self, field)
+            if value is not None and value < lowest:
+                raise ConfigError(f"{field} of frames must be at least {lowest}, found {value}")
+
+    def as_dict(self) -> dict[str, object]:
+        """JSON values of all fields."""
+        return asdict(self) | {"categories": self.categories and list(self.categories)}
+
+    def describe(self) -> str:
+        """In words, such as "10 random frames of a sequence (seed 0)"."""
+        text = f"{self.views} random frames of a sequence (seed {self.seed})"
+        if self.min_frames:
+            text += f" of at least {self.min_frames}"
+        if self.per_category is not None:
+            text += f", {self.per_category} sequences of a category"
+        if self.categories is not None:
+            text += f", {len(self.categories)} categories"
+        return f"{text}, {self.part}"
+
+    def pick(self, sequences: Sequence[FrameSequence]) -> list[tuple[FrameSequence, list[int]]]:
+        """Sequences with the frames of their scene, by category and name."""
+        sequence_draws, frame_draws = random.Random(self.seed), np.random.RandomState(self.seed)
+        picked = []
+        for category in sorted({sequence.category or "" for sequence in sequences}):
+            members = [s for s in sequences if (s.category or "") == category]
+            members.sort(key=lambda sequence: sequence.name)
+            if self.per_category is not None and len(members) >= self.per_category:
+                members = sequence_draws.sample(members, self.per_category)
+                members.sort(key=lambda sequence: sequence.name)
+            for sequence in members:
+                count = len(sequence.frames)
+                if count >= max(self.min_frames, self.views):
+                    drawn = frame_draws.choice(count, self.views, replace=False)
+                    picked.append((sequence, drawn.tolist()))
+        return picked
+
+
+class ChosenScenes:
+    """The data set of a :class:`FrameChoice`, read from disk when asked for.
+
+    The first sequence of every category comes first, then every second one, and so on, so that
+    the first scenes differ as much as possible.
+
+    Args:
+        source: whatever :func:`hess.datasets.open.open_dataset` reads as recorded sequences; of
+            a CO3Dv2 tree the part that the choice names, unless the source names one itself.
+        choice: which frames.
+        image_fit: brings photos, cameras and depth to the model's input size.
+        num_scenes: at most this many scenes, to be quick; None takes all, as the protocol says.
+
+    Raises:
+        ConfigError: ``num_scenes`` below 1, or a source without recorded frames.
+        DatasetError: nothing readable, or no sequence that the choice accepts.
+    """
+
+    def __init__(
+        self,
+        source: str | Path,
+        choice: FrameChoice,
+        *,
+        image_fit: FitRule,
+        num_scenes: int | None = None,
+    ) -> None:
+        if num_scenes is not None and num_scenes < 1:
+            raise ConfigError(f"num_scenes must be at least 1, found {num_scenes}")
+        sequences = _sequences(source, choice, image_fit)
+        picked = choice.pick(sequences)
+        if not picked:
+            raise DatasetError(
+                f"{source}: the protocol takes {choice.describe()}; of such categories there are "
+                f"{len(sequences)} sequences, none of them long enough; choose another protocol"
+            )
+        rank: dict[str | None, int] = {}
+        ranked = []
+        for sequence, index in picked:
+            rank[sequence.category] = rank.get(sequence.category, -1) + 1
+            ranked.append((rank[sequence.category], sequence, index))
+        ranked.sort(key=lambda item: item[0])
+        self._scenes = [(sequence, index) for _, sequence, index in ranked][:num_scenes]
+        self._image_fit = image_fit
+        self.name = str(source)
+        self._provenance: dict[str, object] = {
+            "source": str(source),
+            "frames": choice.as_dict(),
+            "image_fit": image_fit.name,
+            "num_scenes": num_scenes,
+        }
+
+    @property
+    def provenance(self) -> dict[str, object]:
+        """All that is needed to get the same scenes again; JSON values only."""
+        return dict(self._provenance)
+
+    def __len__(self) -> int:
+        return len(self._scenes)
+
+    def __getitem__(self, index: int) -> Scene:
+        sequence, frames = self._scenes[index]
+        return load_scene(
+            sequence.name,
+            [sequence.frames[frame] for frame in frames],
+            unit=sequence.unit,
+            category=sequence.category,
+            image_fit=self._image_fit,
+        )
+
+    def __iter__(self) -> Iterator[Scene]:
+        return (self[index] for index in range(len(self)))
+
+
+def _sequences(
+    source: str | Path, choice: FrameChoice, image_fit: FitRule
+) -> Sequence[FrameSequence]:
+    root = Path(source).expanduser()
+    is_co3d = (root / ANNOTATIONS).is_file() or any(root.glob(f"*/{ANNOTATIONS}"))
+    dataset = open_dataset(f"{source}:{choice.part}" if is_co3d else source, image_fit=image_fit)
+    if not isinstance(dataset, FrameDataset):
+        raise ConfigError(
+            f"the protocol takes {choice.describe()}; {source} has no recorded sequences: give "
+            "the folder of a data set, or choose another protocol"
+        )
+    wanted = choice.categories
+    return [s for s in dataset.sequences if wanted is None or s.category in wanted]
