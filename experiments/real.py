@@ -32,6 +32,7 @@ def main() -> None:
         for policy in POLICIES:
             folder = args.pictures / f"{name}-{policy}"
             command = ["hess", "reconstruct", path, "-o", str(folder), "--policy", policy]
+            command += ["--dense-below", "0"]
             found = subprocess.run(
                 [sys.executable, "-m", "hess.cli.main", *command[1:], "--json"],
                 check=True,

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from difflib import get_close_matches
 
-BUNDLED = ("nano",)
+BUNDLED = ("nano", "pi3-nano")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -61,7 +61,7 @@ def load_model(
     and what of them is skipped, is logged in one line at level WARNING.
 
     Args:
-        name_or_path: "nano" (bundled), a Hugging Face id such as "facebook/VGGT-1B" or
+        name_or_path: "nano" or "pi3-nano" (bundled), a Hugging Face id such as "facebook/VGGT-1B" or
             "yyfz233/Pi3" (a revision may follow: "facebook/VGGT-1B@main"), a folder with a weight
             file, or a weight file (.safetensors, .pt, .pth, .bin, .ckpt). The tensors' names, not
             the file's, decide the architecture.

@@ -24,7 +24,7 @@ from hess.sensitivity.scores import (
 )
 
 FORMAT_VERSION = 1
-BUNDLED = ("nano",)
+BUNDLED = ("nano", "pi3-nano")
 ERRORS = ("camera", "point")
 ROWS = ("all", "patch")
 _TENSORS = ("traces", "patch_traces", "weight_norms")
@@ -269,7 +269,7 @@ class HessProfile:
 
 
 def load_profile(name_or_path: str | Path) -> HessProfile:
-    """The profile of a bundled model ("nano"), or the one in a file.
+    """The profile of a bundled model ("nano", "pi3-nano"), or the one in a file.
 
     Raises:
         ProfileError: the file is missing, damaged, of another format version, or holds a
