@@ -52,10 +52,10 @@ def model(
     for view in range(num_views):
         cam_from_world = np.linalg.inv(camera(view))
         pixels = (K @ (cam_from_world[:3, :3] @ POINTS.T + cam_from_world[:3, 3:])).T
-        keypoints = pixels[:, :2] / pixels[:, 2:]
+        keypoints = np.vstack([pixels[:, :2] / pixels[:, 2:], [[5.5, 5.5]]])  # one of no point
         if view == num_views - 1:
             keypoints = keypoints[:0]
-        for index in range(len(keypoints)):
+        for index in range(len(keypoints) - 1):
             tracks[index].add_element(view + 1, index)
         made.add_image_with_trivial_frame(
             pycolmap.Image(

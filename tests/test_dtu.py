@@ -7,6 +7,7 @@ disk as published. Metrics are held against brute force over all pairs of points
 import json
 import shutil
 import struct
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,12 +22,14 @@ from scipy.io import savemat
 from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 
+from hess.cli.main import main
 from hess.datasets import open_dataset
 from hess.datasets.dtu import DTU_LAYOUTS, read_dtu
 from hess.datasets.dtu_cameras import scan_number, split_projection
 from hess.datasets.dtu_mvsnet import read_pfm
 from hess.datasets.dtu_official import DtuTruth, read_dtu_truth
 from hess.datasets.layout import find_layout
+from hess.datasets.procedural import Procedural
 from hess.datasets.recordings import load_scene
 from hess.datasets.scene import Scene
 from hess.errors import AlignmentError, ConfigError, DatasetError, LayoutError
@@ -34,17 +37,21 @@ from hess.evaluation.dtu import (
     DTU_OFFICIAL,
     DTU_PAPER,
     DTU_TEST_SCANS,
-    DtuProtocol,
+    DtuScanPoints,
     align_to_scan,
     distance_to_scan,
 )
-from hess.evaluation.dtu_pi3 import DTU_PI3, DtuPixelProtocol, pixel_metrics, point_to_point_icp
+from hess.evaluation.dtu_pi3 import DTU_PI3, DtuPi3Points, pixel_metrics, point_to_point_icp
+from hess.evaluation.frame_choice import SameFrames
+from hess.evaluation.point_metrics import GroundTruthPoints
+from hess.evaluation.protocols import PROTOCOLS
 from hess.geometry.fit_rules import FitRule
 from hess.geometry.image_fit import ImageFit
 from hess.geometry.nearest import NearestNeighbors
 from hess.geometry.ransac import agreeing_pairs
 from hess.geometry.reduction import reduce_cloud
 from hess.geometry.sim3 import Sim3
+from hess.models.loading import load_model
 
 ORIGINAL_SIZE = FitRule(
     name="original", choose=lambda sizes: [ImageFit.identity(*size) for size in sizes]
@@ -369,25 +376,37 @@ def test_other_folders_are_no_scans(tmp_path: Path) -> None:
 # --- official ground truth ----------------------------------------------------------------------
 
 
-def write_official(root: Path, points: np.ndarray, observed: np.ndarray, plane) -> Path:
-    (root / "Points" / "stl").mkdir(parents=True)
-    (root / "ObsMask").mkdir()
+BOX = ((-10.0, -12.0, 600.0), (10.0, 12.0, 640.0))
+
+
+def write_official(
+    root: Path,
+    points: np.ndarray,
+    observed: np.ndarray,
+    plane,
+    *,
+    scan: int = 24,
+    box: tuple | np.ndarray = BOX,
+) -> Path:
+    (root / "Points" / "stl").mkdir(parents=True, exist_ok=True)
+    (root / "ObsMask").mkdir(exist_ok=True)
     fields = [(name, "f4") for name in ("x", "y", "z", "nx", "ny", "nz")]
     vertices = np.zeros(len(points), dtype=fields)
     for axis, name in enumerate("xyz"):
         vertices[name] = points[:, axis]
     ply = PlyData([PlyElement.describe(vertices, "vertex")], byte_order="<")
-    ply.write(root / "Points" / "stl" / "stl024_total.ply")
+    ply.write(root / "Points" / "stl" / f"stl{scan:03d}_total.ply")
     savemat(
-        root / "ObsMask" / "ObsMask24_10.mat",
+        root / "ObsMask" / f"ObsMask{scan}_10.mat",
         {
             "ObsMask": observed.astype(np.uint8),
-            "BB": np.array([[-10.0, -12.0, 600.0], [10.0, 12.0, 640.0]], dtype=np.float32),
+            "BB": np.array(box, dtype=np.float32),
             "Res": 2.0,
             "Margin": 10,
         },
     )
-    savemat(root / "ObsMask" / "Plane24.mat", {"P": np.array(plane, dtype=float).reshape(4, 1)})
+    plane = np.array(plane, dtype=float).reshape(4, 1)
+    savemat(root / "ObsMask" / f"Plane{scan}.mat", {"P": plane})
     return root
 
 
@@ -574,8 +593,8 @@ def test_official_measure_against_brute_force() -> None:
     observed = rng.random((11, 11, 21)) > 0.4
     plane = np.array([0.1, -0.2, -1, 622])
     truth = flat_truth(points, observed=torch.from_numpy(observed), plane=as_tensor(plane))
-    protocol = DtuProtocol(name="coarse", reduction=1.5, max_distance=6.0, seed=5)
-    metrics = distance_to_scan(torch.from_numpy(pred), truth, protocol)
+    measure = DtuScanPoints(reduction=1.5, max_distance=6.0, seed=5)
+    metrics = distance_to_scan(torch.from_numpy(pred), truth, measure)
 
     order = torch.randperm(len(pred), generator=seeded(5)).tolist()
     reduced = pred[greedy(pred, order, 1.5)]
@@ -665,12 +684,12 @@ def test_icp_mends_what_the_cameras_leave() -> None:
 def test_alignment_refuses_what_determines_nothing() -> None:
     truth, gt = curved_truth(), centers()
     line = gt * as_tensor([1.0, 0, 0])
-    for protocol in (DTU_OFFICIAL, DTU_PAPER):
+    for measure in (DTU_OFFICIAL, DTU_PAPER):
         for wrong in (line, gt[:2], gt * torch.nan):
             with pytest.raises(AlignmentError):
-                align_to_scan(truth.points, wrong, gt[: len(wrong)], truth, protocol)
+                align_to_scan(truth.points, wrong, gt[: len(wrong)], truth, measure)
         with pytest.raises(LayoutError):
-            align_to_scan(truth.points, gt[:5], gt, truth, protocol)
+            align_to_scan(truth.points, gt[:5], gt, truth, measure)
     single = flat_truth(np.array([[0, 0, 620.0]]))
     with pytest.raises(AlignmentError, match="single point"):
         align_to_scan(truth.points, gt, gt, single, DTU_PAPER)
@@ -705,7 +724,8 @@ def pixel_truth(known: torch.Tensor | None = None):
         depth=curved_map()[..., 2].float() * (1.0 if known is None else known),
         unit="mm",
     )
-    return DTU_PI3.truth(scene), scene.point_map()[0].double()
+    truth = GroundTruthPoints(*scene.point_map(), 1, normals=True)
+    return truth, scene.point_map()[0].double()
 
 
 def test_pi3_alignment_removes_a_similarity() -> None:
@@ -745,7 +765,7 @@ def test_pi3_icp_mends_what_outliers_do_to_umeyama() -> None:
     inliers[:, :20, :40] = False
     tight = replace(DTU_PI3, icp_distance=1e-6)  # pairs nothing
     without, with_icp = (
-        pixel_metrics(pred, truth, protocol).world_from_pred for protocol in (tight, DTU_PI3)
+        pixel_metrics(pred, truth, measure).world_from_pred for measure in (tight, DTU_PI3)
     )
     rigid = with_icp.compose(without.inverse())
     assert rigid.scale == pytest.approx(1.0)
@@ -770,20 +790,24 @@ def test_point_icp_finds_a_small_motion_and_ignores_what_is_far() -> None:
 # --- protocols are data -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("protocol", [DTU_OFFICIAL, DTU_PAPER, DTU_PI3])
-def test_protocols_are_json_and_say_what_they_do(protocol) -> None:
-    fields = protocol.as_dict()
+@pytest.mark.parametrize("measure", [DTU_OFFICIAL, DTU_PAPER, DTU_PI3])
+def test_measures_are_json_and_differ(measure) -> None:
+    fields = measure.as_dict()
     assert json.loads(json.dumps(fields)) == fields
-    assert fields["unit"] == "mm"
-    assert protocol.describe().startswith(protocol.name)
+    others = {m.describe() for m in (DTU_OFFICIAL, DTU_PAPER, DTU_PI3) if m is not measure}
+    assert measure.describe() not in others
 
 
 def test_published_settings() -> None:
     assert (DTU_OFFICIAL.reduction, DTU_OFFICIAL.max_distance) == (0.2, 20.0)
     assert DTU_OFFICIAL.box_margin == (60.0, 120.0)
-    assert DTU_PI3.frames == tuple(range(0, 50, 5))
     assert DTU_PI3.icp_distance == 100.0
     assert len(DTU_TEST_SCANS) == 22
+    official, paper, pi3 = (PROTOCOLS[f"dtu-{name}"] for name in ("official", "paper", "pi3"))
+    assert (official.points, paper.points, pi3.points) == (DTU_OFFICIAL, DTU_PAPER, DTU_PI3)
+    assert official.frames == paper.frames == SameFrames()
+    assert pi3.frames == SameFrames(numbers=tuple(range(0, 50, 5)))
+    assert {protocol.unit for protocol in (official, paper, pi3)} == {"mm"}
 
 
 @pytest.mark.parametrize(
@@ -796,26 +820,197 @@ def test_published_settings() -> None:
         {"icp_distance": 0.0},
     ],
 )
-def test_official_protocol_refuses_nonsense(wrong: dict) -> None:
+def test_official_measure_refuses_nonsense(wrong: dict) -> None:
     with pytest.raises(ConfigError, match=next(iter(wrong))):
-        DtuProtocol(name="wrong", **wrong)
+        DtuScanPoints(**wrong)
+
+
+@pytest.mark.parametrize("distance", [0.0, float("nan"), float("inf")])
+def test_pi3_measure_refuses_nonsense(distance: float) -> None:
+    with pytest.raises(ConfigError, match="icp_distance"):
+        DtuPi3Points(icp_distance=distance)
+
+
+# --- the command line ---------------------------------------------------------------------------
+
+MM = 100.0  # per unit of the rooms that nano was trained on
+NUMBERS = range(0, 50, 5)
+
+
+@pytest.fixture(scope="module")
+def rooms() -> list[Scene]:
+    return list(Procedural(num_scenes=2, num_views=10, split="test"))
+
+
+def write_room(folder: Path, room: Scene, numbers: Sequence[int]) -> Path:
+    """A room as a scan in MVSNet's layout; photos between ``numbers`` repeat the one before."""
+    poses = np.linalg.inv(room.world_from_cam.double().numpy())
+    poses[:, :3, 3] *= MM
+    pixels = (255 * room.images.movedim(1, -1)).round().byte().numpy()
+    for number in range(max(numbers) + 1):
+        view = max(i for i, start in enumerate(numbers) if start <= number)
+        name = f"{number:08d}"
+        save_image(folder / "images" / f"{name}.png", pixels[view])
+        k = room.intrinsics[view].double().numpy() - corner_k(np.zeros((3, 3)))
+        write_cam_txt(folder / "cams" / f"{name}_cam.txt", poses[view], k)
+        save_image(folder / "binary_masks" / f"{name}.png", np.full((48, 48), 255, np.uint8))
+        (folder / "depths").mkdir(exist_ok=True)
+        np.save(folder / "depths" / f"{name}.npy", MM * room.depth[view].numpy())
+    return folder
+
+
+def write_scan(root: Path, room: Scene, scan: int) -> Path:
+    """The room as official ground truth: what its photos see, all of it above the table."""
+    points = MM * room.point_map()[0].reshape(-1, 3).numpy()
+    box = np.stack([points.min(axis=0), points.max(axis=0)])
+    observed = np.ones(np.ceil((box[1] - box[0]) / 2).astype(int) + 1)
+    return write_official(root, points, observed, [0, 0, 0, 1], scan=scan, box=box)
+
+
+@pytest.fixture(scope="module")
+def dtu(tmp_path_factory: pytest.TempPathFactory, rooms: list[Scene]) -> Path:
+    """Scans of three photos, one of fifty for pi3, and the official ground truth."""
+    folder = tmp_path_factory.mktemp("dtu")
+    for scan, room in zip((24, 106), rooms, strict=True):
+        write_room(folder / "few" / f"scan{scan}", room.take_views([0, 1, 2]), range(3))
+        write_scan(folder / "official", room.take_views([0, 1, 2]), scan)
+    write_room(folder / "many" / "scan24", rooms[0], NUMBERS)
+    return folder
+
+
+def run_evaluate(rows: Path, data: Path, protocol: str, *more: str) -> list[dict]:
+    arguments = ["-o", rows, "--data", data, "--protocol", protocol, "--policies", "dense"]
+    arguments += ["--batch-size", "1", *more]
+    assert main(["evaluate", *map(str, arguments)]) == 0
+    found = [json.loads(line) for line in rows.read_text().splitlines()]
+    return [{key: v for key, v in row.items() if key not in ("dirty", "machine")} for row in found]
+
+
+@pytest.mark.parametrize("name", ["dtu-official", "dtu-paper"])
+def test_evaluate_against_the_laser_scan(
+    dtu: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    rows, truth = tmp_path / "rows.jsonl", ("--truth", str(dtu / "official"))
+    (row,) = run_evaluate(rows, dtu / "few", name, *truth)
+    shown = capsys.readouterr().err
+    protocol = PROTOCOLS[name].with_truth(dtu / "official")
+    assert f"protocol {protocol.describe()}" in shown
+    assert row["protocol"] == protocol.as_dict()
+    assert (row["unit"], row["n_scenes"], row["n_scenes_with_points"]) == ("mm", 2, 2)
+
+    model = load_model("nano")
+    expected: dict[str, list[float]] = {}
+    for scene in open_dataset(dtu / "few", image_fit=model.image_rule):
+        with torch.inference_mode():
+            found = model(scene.images[None])
+        points = found.world_points[0].reshape(-1, 3).double()
+        centers = [p[:, :3, 3].double() for p in (found.world_from_cam[0], scene.world_from_cam)]
+        scan = read_dtu_truth(dtu / "official", scan_number(scene.name))
+        aligned = align_to_scan(points, *centers, scan, protocol.points).apply(points)
+        metrics = distance_to_scan(aligned, scan, protocol.points)
+        for metric in ("accuracy", "completeness", "chamfer_mean", "accuracy_median"):
+            expected.setdefault(metric, []).append(getattr(metrics.cloud, metric))
+        for metric in ("accuracy_share", "completeness_share"):
+            expected.setdefault(metric, []).append(getattr(metrics, metric))
+    for metric, values in expected.items():
+        assert row[metric] == pytest.approx(np.mean(values), rel=1e-6)
+    assert 0 < row["chamfer_mean"] < 20
+    assert 0.3 < row["accuracy_share"] < 1
+    (poses,) = run_evaluate(tmp_path / "poses.jsonl", dtu / "few", "any-views")
+    assert [row[m] for m in ("auc_30", "ate_rmse")] == [poses[m] for m in ("auc_30", "ate_rmse")]
+
+    # Cut off after the first scan, the second is measured again.
+    sidecar = rows.with_suffix(".scenes.jsonl")
+    whole = sidecar.read_bytes()
+    scenes = [scene for line in whole.splitlines()[1:] for scene in json.loads(line)["scenes"]]
+    assert [scene["scene"] for scene in scenes] == ["scan24", "scan106"]
+    assert set(protocol.metrics) == scenes[0]["metrics"].keys()
+    sidecar.write_bytes(b"".join(whole.splitlines(keepends=True)[:2]))
+    assert run_evaluate(rows, dtu / "few", name, *truth) == [row]
+    assert sidecar.read_bytes() == whole
+    other = write_copy(dtu / "official", tmp_path / "other")
+    arguments = ["-o", rows, "--data", dtu / "few", "--protocol", name, "--truth", other]
+    arguments += ["--policies", "dense", "--batch-size", 1]
+    assert main(["evaluate", *map(str, arguments)]) == 2
+    assert "another configuration (different: protocol)" in unwrapped(capsys)
+
+
+def test_evaluate_as_pi3_does(dtu: Path, tmp_path: Path, rooms: list[Scene]) -> None:
+    rows = tmp_path / "rows.jsonl"
+    (row,) = run_evaluate(rows, dtu / "many", "dtu-pi3")
+    assert row["protocol"] == PROTOCOLS["dtu-pi3"].as_dict()
+    assert (row["unit"], row["n_scenes"], row["n_scenes_with_points"]) == ("mm", 1, 1)
+    # The ten photos are the views of the room.
+    room = rooms[0]
+    points, valid = room.point_map()
+    images = (255 * room.images).round().byte().float() / 255
+    with torch.inference_mode():
+        found = load_model("nano")(images[None])
+    truth = GroundTruthPoints(MM * points, valid, 1, normals=True)
+    expected = pixel_metrics(found.world_points[0], truth)
+    assert row["chamfer_mean"] == pytest.approx(expected.cloud.chamfer_mean, rel=1e-3)
+    assert row["point_error"] == pytest.approx(expected.point_error, rel=1e-3)
+    assert row["normal_consistency"] == pytest.approx(expected.normal_consistency, rel=1e-3)
+    assert 0 < row["chamfer_mean"] < 20
+    assert "accuracy_share" not in row
+    assert run_evaluate(rows, dtu / "many", "dtu-pi3") == [row]
+
+
+def write_copy(source: Path, target: Path) -> Path:
+    return Path(shutil.copytree(source, target))
+
+
+def unwrapped(capsys: pytest.CaptureFixture[str]) -> str:
+    shown = capsys.readouterr().err
+    assert "Traceback" not in shown
+    return " ".join(shown.split())
+
+
+def nothing(root: Path) -> None:
+    pass
+
+
+def call_scans_otherwise(root: Path) -> None:
+    for folder in (root / "few", root / "many"):
+        (folder / "scan24").rename(folder / "Family")
+
+
+def remove_depth(root: Path) -> None:
+    for name in ("depths", "binary_masks"):
+        shutil.rmtree(root / "many" / "scan24" / name)
 
 
 @pytest.mark.parametrize(
-    ("frames", "distance"), [((), 1.0), ((0, 0), 1.0), ((-1,), 1.0), ((0,), 0.0)]
-)
-def test_pi3_protocol_refuses_nonsense(frames: tuple[int, ...], distance: float) -> None:
-    with pytest.raises(ConfigError):
-        DtuPixelProtocol(name="wrong", frames=frames, icp_distance=distance)
-
-
-def test_pi3_takes_its_frames(tmp_path: Path) -> None:
-    (sequence,) = read_dtu(write_mvsnet(tmp_path / "scan1", views=6, depth=False))
-    chosen = replace(DTU_PI3, frames=(0, 5)).take_frames(sequence)
-    assert [f.image_path.stem for f in chosen.frames] == ["00000000", "00000005"]
-    with pytest.raises(DatasetError, match="up to number 45"):
-        DTU_PI3.take_frames(sequence)
-    with pytest.raises(DatasetError, match="in 'mm'"):
-        DTU_PI3.take_frames(replace(sequence, unit="arbitrary"))
-    with pytest.raises(DatasetError, match="no depth"):
-        DTU_PI3.truth(load(tmp_path / "scan1"))
+    ("damage", "arguments", "code", "message"),
+    [
+        (nothing, "few --protocol dtu-official", 2, "Points/stl/ and ObsMask/ of DTU as --truth"),
+        (nothing, "few --protocol dtu-paper --truth {root}/few", 1, "found no Points/stl/"),
+        (nothing, "few --protocol dtu-pi3 --truth {root}/official", 2, "leave --truth out"),
+        (nothing, "few --protocol dtu-official --truth {root}/official --views 2", 2,
+         "takes all photos of a sequence, found --views 2"),
+        (nothing, "few --protocol dtu-pi3", 1, "'scan24' has 3"),
+        (remove("official/Points/stl/stl106_total.ply"),
+         "few --protocol dtu-official --truth {root}/official", 1,
+         "stl106_total.ply: expected a PLY point cloud"),
+        (remove("official/ObsMask/ObsMask24_10.mat"),
+         "few --protocol dtu-official --truth {root}/official", 1, "SampleSet archive of DTU"),
+        (remove("official/ObsMask/Plane24.mat"),
+         "few --protocol dtu-paper --truth {root}/official", 1, "Plane24.mat: expected"),
+        (call_scans_otherwise, "few --protocol dtu-official --truth {root}/official", 1,
+         "scene 'Family': expected the number of a DTU scan in the name of its folder"),
+        (call_scans_otherwise, "many --protocol dtu-pi3", 1,
+         "scene 'Family': expected the number of a DTU scan"),
+        (remove_depth, "many --protocol dtu-pi3", 1, "no pixel with known depth"),
+    ],
+)  # fmt: skip
+def test_misused_evaluations_say_why(
+    dtu: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage, arguments: str,
+    code: int, message: str,
+) -> None:  # fmt: skip
+    root = write_copy(dtu, tmp_path / "dtu")
+    damage(root)
+    data, *more = arguments.format(root=root).split()
+    command = ["evaluate", "-o", str(tmp_path / "rows.jsonl"), "--data", str(root / data), *more]
+    assert main([*command, "--policies", "dense"]) == code
+    assert message in unwrapped(capsys)
+    assert not (tmp_path / "rows.jsonl").exists()

@@ -14,6 +14,7 @@ from hess.datasets.procedural import Procedural, ProceduralConfig
 from hess.datasets.scene import Scene
 from hess.errors import AlignmentError, ConfigError, DatasetError
 from hess.evaluation.evaluate import evaluate
+from hess.evaluation.pixel_points import PixelPoints
 from hess.evaluation.protocol import Protocol
 from hess.evaluation.report import mean_and_error
 from hess.models.base import Predictions
@@ -21,7 +22,7 @@ from hess.models.vggt import VGGT, VGGTConfig
 from hess.policies import Dense, HeSS, Reverse, Uniform
 from stand_ins import FixedScores
 
-PROTOCOL = Protocol(name="tiny", views=4, point_stride=1)
+PROTOCOL = Protocol(name="tiny", views=4, points=PixelPoints(stride=1))
 VARYING = ("commit", "dirty", "machine")
 
 
@@ -206,7 +207,7 @@ def test_a_stopped_run_continues(tmp_path: Path, scenes: list[Scene]) -> None:
     [
         ({"seed": 2}, "seed"),
         ({"batch_size": 3}, "batch_size"),
-        ({"protocol": replace(PROTOCOL, point_stride=2)}, "protocol"),
+        ({"protocol": replace(PROTOCOL, points=PixelPoints(stride=2))}, "protocol"),
         ({"sparsify_options": {"block_size_q": 4}}, "sparsify_options"),
     ],
 )

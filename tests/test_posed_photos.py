@@ -199,6 +199,7 @@ def test_cameras_of_middlebury(tmp_path: Path) -> None:
     (scene,) = dataset
     assert (scene.unit, scene.view_names) == ("m", ("t0.png", "t1.png"))
     np.testing.assert_allclose(scene.world_from_cam[1], camera(1), atol=1e-6)
+    np.testing.assert_allclose(scene.intrinsics[1, :2, 2], LARGE_K[:2, 2] + 0.5, rtol=1e-6)
     assert_shows_plane(scene)
 
 

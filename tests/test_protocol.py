@@ -18,7 +18,10 @@ from hess.datasets.frames import Frame, FrameSequence
 from hess.datasets.procedural import Procedural, ProceduralConfig
 from hess.datasets.scene import Scene
 from hess.errors import ConfigError, DatasetError
-from hess.evaluation.frame_choice import ChosenScenes, FrameChoice
+from hess.evaluation.dtu import DTU_OFFICIAL, DTU_PAPER
+from hess.evaluation.dtu_pi3 import DTU_PI3
+from hess.evaluation.frame_choice import ChosenScenes, FrameChoice, SameFrames
+from hess.evaluation.pixel_points import PixelPoints
 from hess.evaluation.pose_metrics import auc, pair_errors
 from hess.evaluation.protocol import PROCEDURAL_8, Protocol
 from hess.evaluation.protocols import PROTOCOLS, SEEN_CATEGORIES, protocol_named
@@ -37,19 +40,28 @@ FRAMES = FrameChoice(views=4)
         {"auc_thresholds": ()},
         {"auc_thresholds": (30, 3)},
         {"auc_thresholds": (0, 3)},
-        {"point_alignment": "none"},
-        {"point_stride": 0},
         {"mean": "median"},
         {"unit": "feet"},
         {"views": 2},
         {"frames": FRAMES},
         {"frames": FRAMES, "views": 5},
-        {"normals": True, "point_alignment": None},
     ],
 )
 def test_protocol_refuses_nonsense(wrong: dict) -> None:
     with pytest.raises(ConfigError, match="'wrong'"):
         Protocol(name="wrong", **wrong)
+
+
+@pytest.mark.parametrize("wrong", [{"alignment": "none"}, {"stride": 0}])
+def test_points_refuse_nonsense(wrong: dict) -> None:
+    with pytest.raises(ConfigError, match=f"{next(iter(wrong))} of points"):
+        PixelPoints(**wrong)
+
+
+@pytest.mark.parametrize("numbers", [(), (0, 0), (-1, 2)])
+def test_same_frames_refuse_nonsense(numbers: tuple[int, ...]) -> None:
+    with pytest.raises(ConfigError, match="different and at least 0"):
+        SameFrames(numbers=numbers)
 
 
 @pytest.mark.parametrize(
@@ -86,11 +98,16 @@ def test_descriptions_tell_protocols_apart() -> None:
         replace(base, auc_thresholds=(5, 30)),
         replace(base, mean="pairs"),
         replace(base, mean="categories"),
-        replace(base, point_alignment=None),
-        replace(base, point_alignment="umeyama+icp"),
-        replace(base, point_stride=1),
-        replace(base, point_stride=3),
-        replace(base, normals=True),
+        replace(base, frames=SameFrames(numbers=(0, 2, 4, 6))),
+        replace(base, frames=SameFrames(), views=None),
+        replace(base, points=None),
+        replace(base, points=PixelPoints(alignment="umeyama+icp")),
+        replace(base, points=PixelPoints(stride=1)),
+        replace(base, points=PixelPoints(stride=3)),
+        replace(base, points=PixelPoints(normals=True)),
+        replace(base, points=DTU_OFFICIAL),
+        replace(base, points=DTU_PAPER),
+        replace(base, points=DTU_PI3),
         replace(base, unit="mm"),
     ]
     lines = {protocol.describe() for protocol in (base, *changed)}
@@ -107,7 +124,7 @@ def test_published_protocols() -> None:
     assert vggt.frames == FrameChoice(views=10, seed=0, min_frames=50, categories=SEEN_CATEGORIES)
     assert fast.frames == replace(vggt.frames, per_category=10)
     assert (pi3.views, pi3.pair_order, pi3.mean) == (10, "pi3", "pairs")
-    assert PROTOCOLS["paper-points"].point_alignment == "umeyama+icp"
+    assert PROTOCOLS["paper-points"].points == PixelPoints(alignment="umeyama+icp", normals=True)
     with pytest.raises(ConfigError, match="co3d-vggt-fast: VGGT"):
         protocol_named("co3d")
 
@@ -245,12 +262,22 @@ def test_chosen_scenes_of_a_co3d_tree(tmp_path: Path) -> None:
         ChosenScenes(f"{root}:train", choice, image_fit=square_crop(14))
 
 
+def test_same_frames_of_every_sequence() -> None:
+    long, short = sequences({"b/1": 6, "a/2": 4})
+    assert SameFrames().pick([long, short]) == [(long, [0, 1, 2, 3, 4, 5]), (short, [0, 1, 2, 3])]
+    some = SameFrames(numbers=(5, 0, 3))
+    assert (some.views, SameFrames().views) == (3, None)
+    assert some.pick([long]) == [(long, [5, 0, 3])]
+    with pytest.raises(DatasetError, match=r"up to number 5 .*'a/2' has 4"):
+        some.pick([long, short])
+
+
 def test_chosen_scenes_refuse_what_has_none(tmp_path: Path) -> None:
     root = write_co3d(tmp_path, {"cup": [4]})
     fit = square_crop(14)
-    with pytest.raises(DatasetError, match="none of them long enough"):
+    with pytest.raises(DatasetError, match="of the 1 sequences there, none is long enough"):
         ChosenScenes(root, FrameChoice(views=5), image_fit=fit)
-    with pytest.raises(DatasetError, match="there are 0 sequences"):
+    with pytest.raises(DatasetError, match="none is long enough and of such a category"):
         ChosenScenes(root, FrameChoice(views=3, categories=("apple",)), image_fit=fit)
     with pytest.raises(ConfigError, match="no recorded sequences"):
         ChosenScenes("procedural:test", FrameChoice(views=3), image_fit=fit)
@@ -339,7 +366,7 @@ EXPECTED: dict[str, Callable[..., float]] = {
 def test_rows_bring_scenes_together_as_the_protocol_says(
     scenes: list[Scene], mean: str, order: str
 ) -> None:
-    protocol = Protocol(name="test", mean=mean, pair_order=order, point_alignment=None)
+    protocol = Protocol(name="test", mean=mean, pair_order=order, points=None)
     dense, uniform = report_of(scenes, protocol).rows
     for threshold in protocol.auc_thresholds:
         ours, theirs = (EXPECTED[mean](scenes, seed, protocol, threshold) for seed in (0, 50))
@@ -359,15 +386,15 @@ def test_rows_bring_scenes_together_as_the_protocol_says(
 
 
 def test_means_differ_here(scenes: list[Scene]) -> None:
-    protocol = Protocol(name="test", point_alignment=None)
+    protocol = Protocol(name="test", points=None)
     values = [expected(scenes, 0, protocol, 30) for expected in EXPECTED.values()]
     assert np.diff(sorted(values)).min() > 1e-4
 
 
 def test_default_scene_metrics_hold_nothing_but_metrics(scenes: list[Scene]) -> None:
-    protocol = Protocol(name="test", point_stride=1)
+    protocol = Protocol(name="test", points=PixelPoints(stride=1))
     assert tuple(measured(scenes[0], 0, protocol)) == protocol.metrics
-    normals = replace(protocol, normals=True)
+    normals = replace(protocol, points=PixelPoints(stride=1, normals=True))
     found = measured(scenes[0], 0, normals)
     assert tuple(found) == normals.metrics
     assert found["normal_consistency"] == pytest.approx(1)
@@ -376,7 +403,7 @@ def test_default_scene_metrics_hold_nothing_but_metrics(scenes: list[Scene]) -> 
         noisy(scenes[0], 0), torch.zeros(3, 16, 16, 3), SceneTruth(nothing_known, normals), normals
     )
     assert found["normal_consistency"] is found["chamfer_mean"] is None
-    poses_only = replace(protocol, point_alignment=None)
+    poses_only = replace(protocol, points=None)
     assert SceneTruth(scenes[0], poses_only).points is None
     assert tuple(measured(scenes[0], 0, poses_only)) == poses_only.metrics
 
@@ -388,7 +415,7 @@ def test_a_mean_over_categories_needs_them(scenes: list[Scene]) -> None:
 
 
 def test_results_say_their_protocol_scenes_and_failures(scenes: list[Scene]) -> None:
-    protocol = Protocol(name="test", auc_thresholds=(5, 15), point_alignment=None)
+    protocol = Protocol(name="test", auc_thresholds=(5, 15), points=None)
     report = report_of(scenes, protocol)
     header, dense, uniform = report.table()
     assert header[2:] == ["AUC@15 ↑", "Δ AUC@15 to dense", "ATE ↓", "FLOPs saved"]
@@ -403,7 +430,8 @@ def test_results_say_their_protocol_scenes_and_failures(scenes: list[Scene]) -> 
     report.rows[1]["failed_scenes"] = ["kitchen"]
     assert "uniform" in report.notes()[2]
     assert "kitchen" in report.notes()[2]
-    with_points = report_of(scenes, Protocol(name="test", point_stride=1, normals=True)).table()
+    points = PixelPoints(stride=1, normals=True)
+    with_points = report_of(scenes, Protocol(name="test", points=points)).table()
     assert with_points[0][4:8] == ["ATE ↓", "chamfer ↓", "point error ↓", "normals ↑"]
 
 
@@ -434,6 +462,8 @@ def test_evaluate_by_a_named_protocol(
         (["--protocol", "co3d"], "co3d-vggt: VGGT's evaluation"),
         (["--protocol", "co3d-pi3"], "no recorded sequences"),
         (["--protocol", "co3d-pi3", "--views", "8"], "leave --views out"),
+        (["--protocol", "co3d-pi3", "--truth", "."], "leave --truth out"),
+        (["--truth", "."], "add --protocol"),
     ],
 )
 def test_misused_protocols_say_why(

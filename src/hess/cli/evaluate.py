@@ -1,6 +1,7 @@
 """``hess evaluate``: policies on a data set, side by side."""
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
@@ -42,13 +43,17 @@ class Evaluate:
     """Results, one JSON line per policy and setting."""
     model: ModelName = "nano"
     profile: str | None = None
-    """Bundled profile (nano) or a .hess file; by default the profile bundled with the model."""
+    """Bundled profile (nano, pi3-nano) or a .hess file; by default the profile bundled with the
+    model."""
     data: Annotated[str, tyro.conf.arg(metavar="NAME|PATH")] = "procedural:test"
     """procedural:test, bundled, or a folder whose layout is recognised."""
     protocol: str | None = None
-    """Named protocol, such as co3d-vggt-fast, co3d-pi3 or paper-points: which frames of a
-    capture, which metrics, which mean; a wrong name lists them all. By default the scenes that
-    --views and --seed make, each counted alike."""
+    """Named protocol, such as co3d-vggt-fast, co3d-pi3, dtu-official or paper-points: which
+    frames of a capture, which metrics, which mean; a wrong name lists them all. By default the
+    scenes that --views and --seed make, each counted alike."""
+    truth: Path | None = None
+    """Ground truth that is not in the data: for dtu-official and dtu-paper the folder that holds
+    Points/stl/ and ObsMask/ of DTU."""
     num_scenes: int | None = None
     """Scenes at most; 224 by default, all those of a named protocol."""
     views: int | None = None
@@ -103,12 +108,17 @@ class Evaluate:
         from hess.evaluation.protocols import protocol_named
 
         if self.protocol is None:
+            if self.truth is not None:
+                raise ConfigError("--truth belongs to a named protocol; add --protocol")
             return None
-        protocol = protocol_named(self.protocol)
-        if self.views is not None and protocol.views not in (None, self.views):
+        truth = None if self.truth is None else self.truth.expanduser()
+        protocol = protocol_named(self.protocol).with_truth(truth)
+        views, frames = protocol.views, protocol.frames
+        if self.views not in (None, views) and (views is not None or frames is not None):
+            takes = frames.describe() if frames is not None else f"scenes of {views} views"
             raise ConfigError(
-                f"protocol {protocol.name!r} is about scenes of {protocol.views} views, found "
-                f"--views {self.views}; leave --views out"
+                f"protocol {protocol.name!r} takes {takes}, found --views {self.views}; leave "
+                "--views out"
             )
         return protocol
 

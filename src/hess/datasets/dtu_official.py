@@ -5,6 +5,7 @@ Format: the "Points" and "SampleSet" archives of the DTU MVS data set (Aanaes et
 
 import zlib
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from hess.errors import DatasetError
+from hess.geometry.nearest import NearestNeighbors
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -53,6 +55,11 @@ class DtuTruth:
         numbers = torch.cat([self.points.flatten(), self.box.flatten(), self.plane])
         if not bool(numbers.isfinite().all()) or not 0 < self.voxel_size < float("inf"):
             raise DatasetError(f"DTU scan {self.scan}: points, box, voxel size must be finite")
+
+    @cached_property
+    def neighbors(self) -> NearestNeighbors:
+        """Exact index over ``points``, made when first asked for."""
+        return NearestNeighbors(self.points, "exact")
 
     def in_box(self, points: Tensor, margin: tuple[float, float]) -> Tensor:
         """Which of the points [M, 3] lie in the box, widened by ``margin`` below and above."""

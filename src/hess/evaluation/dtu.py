@@ -7,14 +7,17 @@ maps and without limits, is in :mod:`hess.evaluation.dtu_pi3`.
 
 import math
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from hess.datasets.dtu_official import DtuTruth
-from hess.errors import AlignmentError, ConfigError
-from hess.evaluation.point_metrics import CloudDistance
+from hess.datasets.dtu_cameras import scan_number
+from hess.datasets.dtu_official import DtuTruth, read_dtu_truth
+from hess.datasets.scene import Scene
+from hess.errors import AlignmentError, ConfigError, DatasetError
+from hess.evaluation.point_metrics import CLOUD_METRICS, CloudDistance
 from hess.geometry.alignment import align_points
 from hess.geometry.nearest import NearestNeighbors
 from hess.geometry.ransac import agreeing_pairs
@@ -28,15 +31,17 @@ DTU_TEST_SCANS = (
 # fmt: on
 """The 22 scans that MVSNet and its successors are tested on."""
 
+_SHARES = ("accuracy_share", "completeness_share")
+
 
 @dataclass(frozen=True, kw_only=True)
-class DtuProtocol:
-    """One way to judge predictions against the laser scan; lengths in mm, all photos of a scan.
+class DtuScanPoints:
+    """How points are measured against the laser scan; lengths in mm.
 
-    Predictions are aligned by Umeyama on the camera centres, as the scan has no pixels.
+    Predictions are aligned by Umeyama on the camera centres, as the scan has no pixels. Every
+    pixel of every view is a predicted point.
 
     Args:
-        name: under which results are compared.
         reduction: no two predicted points are kept within this distance.
         box_margin: how far below and above the box of the observed volume a predicted point may
             lie to complete the scan.
@@ -46,18 +51,19 @@ class DtuProtocol:
         icp_distance: largest distance that point-to-plane ICP pairs points at, after the cameras;
             None leaves ICP out.
         seed: of the shuffle before the reduction and of RANSAC.
+        folder: holds ``Points/stl/`` and ``ObsMask/``; must be given before :meth:`truth`.
 
     Raises:
         ConfigError: a length is not positive.
     """
 
-    name: str
     reduction: float = 0.2
     box_margin: tuple[float, float] = (60.0, 120.0)
     max_distance: float = 20.0
     ransac_distance: float | None = None
     icp_distance: float | None = None
     seed: int = 0
+    folder: Path | None = None
 
     def __post_init__(self) -> None:
         lengths = {
@@ -67,16 +73,29 @@ class DtuProtocol:
         lengths |= {f"box_margin[{i}]": length for i, length in enumerate(self.box_margin)}
         for field, length in lengths.items():
             if length is not None and not 0 < length < math.inf:
-                raise ConfigError(
-                    f"protocol {self.name!r}: {field} must be above 0 mm, found {length}"
-                )
+                raise ConfigError(f"DTU's {field} must be above 0 mm, found {length}")
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of the metrics, in the order of a results row."""
+        return (*CLOUD_METRICS, *_SHARES)
+
+    def with_truth(self, folder: Path | None) -> "DtuScanPoints":
+        """The same with ``folder`` as the place of the laser scans.
+
+        Raises:
+            ConfigError: no folder.
+            DatasetError: it does not hold them.
+        """
+        return replace(self, folder=_scan_folder(folder))
 
     def as_dict(self) -> dict[str, object]:
-        """JSON values of all fields, and the unit."""
-        return asdict(self) | {"box_margin": list(self.box_margin), "unit": "mm"}
+        """JSON values of all fields."""
+        folder = None if self.folder is None else str(self.folder)
+        return asdict(self) | {"box_margin": list(self.box_margin), "folder": folder}
 
     def describe(self) -> str:
-        """All of it in one line, to be printed with every result."""
+        """All of it in words."""
         alignment = "Umeyama on camera centres"
         if self.ransac_distance is not None:
             alignment += f" that agree within {self.ransac_distance:g} mm (RANSAC)"
@@ -84,17 +103,80 @@ class DtuProtocol:
             alignment += f" and point-to-plane ICP up to {self.icp_distance:g} mm"
         below, above = self.box_margin
         return (
-            f"{self.name}: all photos of a scan; {alignment}; predicted points at least "
-            f"{self.reduction:g} mm apart (seed {self.seed}); accuracy in the observed volume; "
-            f"completeness of the scan above the table, by points up to {below:g} mm below and "
-            f"{above:g} mm above the volume's box; distances up to {self.max_distance:g} mm count"
+            f"points after {alignment}, at least {self.reduction:g} mm apart (seed {self.seed}), "
+            "against the laser scan: accuracy in the observed volume; completeness of the scan "
+            f"above the table, by points up to {below:g} mm below and {above:g} mm above the "
+            f"volume's box; distances up to {self.max_distance:g} mm count"
         )
 
+    def truth(self, scene: Scene) -> "ScanTruth":
+        """The laser scan of a scene that is named after its number.
 
-DTU_OFFICIAL = DtuProtocol(name="dtu-official")
+        Raises:
+            ConfigError: no folder.
+            DatasetError: the scene has no number or no poses, or a file of its scan is missing or
+                damaged.
+        """
+        if scene.world_from_cam is None:
+            raise DatasetError(f"scene {scene.name!r} has no camera poses to align predictions by")
+        scan = read_dtu_truth(_scan_folder(self.folder), dtu_scan(scene))
+        return ScanTruth(scan, scene.world_from_cam[:, :3, 3], self)
+
+
+def _scan_folder(folder: Path | None) -> Path:
+    if folder is None:
+        raise ConfigError(
+            "DTU's laser scans are not among its photos: give the folder that holds Points/stl/ "
+            "and ObsMask/ of DTU as --truth"
+        )
+    for part, archive in (("Points/stl", "Points"), ("ObsMask", "SampleSet")):
+        if not (folder / part).is_dir():
+            raise DatasetError(
+                f"{folder}: expected Points/stl/ and ObsMask/ of DTU, found no {part}/; take it "
+                f"from the {archive} archive of DTU"
+            )
+    return folder
+
+
+class ScanTruth:
+    """The laser scan of one scene, and its true camera centres [N, 3] in mm."""
+
+    def __init__(self, scan: DtuTruth, centers: Tensor, points: DtuScanPoints) -> None:
+        self._scan, self._centers, self._points = scan, centers.cpu().double(), points
+
+    def measure(self, world_from_cam: Tensor, world_points: Tensor) -> dict[str, float | None]:
+        """Metrics of predicted poses [N, 4, 4] and points [N, H, W, 3], in one frame and scale.
+
+        Raises:
+            AlignmentError: the prediction is degenerate, not finite or far from the scan.
+            LayoutError: another number of views than the truth's.
+        """
+        cloud = world_points.detach().cpu().double().reshape(-1, 3)
+        centers = world_from_cam[:, :3, 3].detach().cpu().double()
+        world_from_pred = align_to_scan(cloud, centers, self._centers, self._scan, self._points)
+        found = distance_to_scan(world_from_pred.apply(cloud), self._scan, self._points)
+        return {**found.cloud.as_dict(), **{name: getattr(found, name) for name in _SHARES}}
+
+
+def dtu_scan(scene: Scene) -> int:
+    """Number of the DTU scan that a scene shows.
+
+    Raises:
+        DatasetError: its name has none.
+    """
+    scan = scan_number(scene.name)
+    if scan is None:
+        raise DatasetError(
+            f"scene {scene.name!r}: expected the number of a DTU scan in the name of its folder, "
+            "found none; call the folder after its scan, such as scan24"
+        )
+    return scan
+
+
+DTU_OFFICIAL = DtuScanPoints()
 """The official measure, which is silent on alignment."""
 
-DTU_PAPER = replace(DTU_OFFICIAL, name="dtu-paper", ransac_distance=10.0, icp_distance=20.0)
+DTU_PAPER = replace(DTU_OFFICIAL, ransac_distance=10.0, icp_distance=20.0)
 """The official measure after RANSAC and point-to-plane ICP, as in the paper (App. B.1). There,
 RANSAC pairs points by their FPFH features, and the distances are not given."""
 
@@ -119,9 +201,9 @@ def align_to_scan(
     pred_centers: Tensor,
     gt_centers: Tensor,
     truth: DtuTruth,
-    protocol: DtuProtocol = DTU_OFFICIAL,
+    measure: DtuScanPoints = DTU_OFFICIAL,
 ) -> Sim3:
-    """Similarity that takes a prediction to DTU's frame, as the protocol says.
+    """Similarity that takes a prediction to DTU's frame, as the measure says.
 
     Args:
         pred_points: [M, 3], finite, in the frame and scale of ``pred_centers``; for ICP.
@@ -131,11 +213,11 @@ def align_to_scan(
         AlignmentError: the cameras do not determine a similarity, or a point is not finite.
         LayoutError: a tensor does not have its shape.
     """
-    if protocol.ransac_distance is not None:
-        generator = torch.Generator().manual_seed(protocol.seed)
-        agree = agreeing_pairs(pred_centers, gt_centers, protocol.ransac_distance, generator)
+    if measure.ransac_distance is not None:
+        generator = torch.Generator().manual_seed(measure.seed)
+        agree = agreeing_pairs(pred_centers, gt_centers, measure.ransac_distance, generator)
         pred_centers, gt_centers = pred_centers.cpu()[agree], gt_centers.cpu()[agree]
-    if protocol.icp_distance is None:
+    if measure.icp_distance is None:
         return umeyama(pred_centers, gt_centers)
     center = truth.points.mean(0)
     radius = (truth.points - center).square().sum(-1).mean().sqrt().item()
@@ -146,12 +228,12 @@ def align_to_scan(
         truth.points,
         pred_centers,
         gt_centers,
-        max_correspondence=protocol.icp_distance / radius,
+        max_correspondence=measure.icp_distance / radius,
     ).world_from_pred
 
 
 def distance_to_scan(
-    points: Tensor, truth: DtuTruth, protocol: DtuProtocol = DTU_OFFICIAL
+    points: Tensor, truth: DtuTruth, measure: DtuScanPoints = DTU_OFFICIAL
 ) -> DtuMetrics:
     """Measure a predicted cloud [M, 3] that lies in DTU's frame.
 
@@ -163,9 +245,9 @@ def distance_to_scan(
         LayoutError: ``points`` is not [M, 3].
     """
     points = points.detach().cpu().double()
-    generator = torch.Generator().manual_seed(protocol.seed)
-    reduced = points[reduce_cloud(points, protocol.reduction, generator)]
-    near = reduced[truth.in_box(reduced, protocol.box_margin)]
+    generator = torch.Generator().manual_seed(measure.seed)
+    reduced = points[reduce_cloud(points, measure.reduction, generator)]
+    near = reduced[truth.in_box(reduced, measure.box_margin)]
     observed = near[truth.is_observed(near)]
     above_table = truth.points[truth.above_table(truth.points)]
     if len(observed) == 0 or len(above_table) == 0:
@@ -174,14 +256,14 @@ def distance_to_scan(
             f"scan {truth.scan}, and {len(above_table)} of {len(truth.points)} scanned points "
             "above its table, both must be some; the alignment has failed, or points are not in mm"
         )
+    to_scan, _ = truth.neighbors.query(observed)
     # The approximate index for large clouds would overestimate some distances.
-    to_scan, _ = NearestNeighbors(truth.points, "exact").query(observed)
     to_cloud, _ = NearestNeighbors(near, "exact").query(above_table)
-    to_scan_near = to_scan[to_scan < protocol.max_distance]
-    to_cloud_near = to_cloud[to_cloud < protocol.max_distance]
+    to_scan_near = to_scan[to_scan < measure.max_distance]
+    to_cloud_near = to_cloud[to_cloud < measure.max_distance]
     if len(to_scan_near) == 0 or len(to_cloud_near) == 0:
         raise AlignmentError(
-            f"no predicted point is within {protocol.max_distance} mm of the points of DTU scan "
+            f"no predicted point is within {measure.max_distance} mm of the points of DTU scan "
             f"{truth.scan}; the alignment has failed, or the points are not in mm"
         )
     return DtuMetrics(

@@ -4,14 +4,16 @@ Source: pi3's branch "evaluation" at commit 97ce97b, mv_recon/eval.py.
 """
 
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from hess.datasets.frames import FrameSequence
 from hess.datasets.scene import Scene
 from hess.errors import ConfigError, DatasetError
+from hess.evaluation.dtu import dtu_scan
+from hess.evaluation.pixel_points import PixelTruth, pixel_metric_names
 from hess.evaluation.point_metrics import GroundTruthPoints, PointMetrics, cloud_distance
 from hess.geometry.alignment import ICP_MAX_POINTS
 from hess.geometry.nearest import NearestNeighbors
@@ -22,93 +24,74 @@ _ICP_TOLERANCE = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
-class DtuPixelProtocol:
-    """One way to judge predictions on DTU pixel by pixel; lengths in mm.
+class DtuPi3Points:
+    """How points are measured on DTU pixel by pixel; lengths in mm.
 
     Args:
-        name: under which results are compared.
-        frames: which photos of a scan, counted from 0 in their order.
         icp_distance: largest distance that point-to-point ICP pairs points at, after Umeyama on
             all pixels with known depth.
         normals: whether normal consistency is measured too.
 
     Raises:
-        ConfigError: no frames, repeated or negative ones, or a distance that is not positive.
+        ConfigError: the distance is not positive.
     """
 
-    name: str
-    frames: tuple[int, ...]
     icp_distance: float
     normals: bool = True
 
     def __post_init__(self) -> None:
-        frames = self.frames
-        if not frames or min(frames) < 0 or len(set(frames)) < len(frames):
-            raise ConfigError(
-                f"protocol {self.name!r}: frames must be different and at least 0, found {frames}"
-            )
         if not 0 < self.icp_distance < math.inf:
-            raise ConfigError(
-                f"protocol {self.name!r}: icp_distance must be above 0 mm, found "
-                f"{self.icp_distance}"
-            )
+            raise ConfigError(f"DTU's icp_distance must be above 0 mm, found {self.icp_distance}")
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of the metrics, in the order of a results row."""
+        return pixel_metric_names(self.normals)
 
     def as_dict(self) -> dict[str, object]:
-        """JSON values of all fields, and the unit."""
-        return asdict(self) | {"frames": list(self.frames), "unit": "mm"}
+        """JSON values of all fields."""
+        return asdict(self)
 
     def describe(self) -> str:
-        """All of it in one line, to be printed with every result."""
+        """All of it in words."""
         return (
-            f"{self.name}: photos {', '.join(map(str, self.frames))} of a scan; every pixel with "
-            f"depth, after Umeyama on pixels and point-to-point ICP up to {self.icp_distance:g} "
-            f"mm; all distances count, in mm{'; with normals' if self.normals else ''}"
+            "points of every pixel with depth, after Umeyama on pixel correspondences and "
+            f"point-to-point ICP up to {self.icp_distance:g} mm; all distances count"
+            f"{', with normals' if self.normals else ''}"
         )
 
-    def take_frames(self, sequence: FrameSequence) -> FrameSequence:
-        """The frames of a scan that this protocol judges.
+    def truth(self, scene: Scene) -> PixelTruth:
+        """The true points of a scene.
 
         Raises:
-            DatasetError: the scan has too few, or is not in mm.
+            DatasetError: the scene is not named after a scan, has no depth, or none is known.
         """
-        if sequence.unit != "mm":
+        dtu_scan(scene)
+        points, valid = scene.point_map() if scene.has_points else (None, None)
+        if points is None or valid is None or not bool(valid.any()):
             raise DatasetError(
-                f"protocol {self.name!r} needs lengths in 'mm', {sequence.name!r} is in "
-                f"{sequence.unit!r}; name folders of DTU after their scan, such as scan24"
+                f"scene {scene.name!r} has no pixel with known depth; use a layout of DTU with "
+                "depth maps: MVSNet's for testing with depths/ and binary_masks/, or its training "
+                "data"
             )
-        if max(self.frames) >= len(sequence.frames):
-            raise DatasetError(
-                f"protocol {self.name!r} needs photos up to number {max(self.frames)} (from 0), "
-                f"{sequence.name!r} has {len(sequence.frames)}"
-            )
-        return replace(sequence, frames=tuple(sequence.frames[i] for i in self.frames))
-
-    def truth(self, scene: Scene) -> GroundTruthPoints:
-        """The true points of a scene, to be made once for all predictions.
-
-        Raises:
-            DatasetError: the scene has no depth, or none of it is known.
-        """
-        points, valid = scene.point_map()
-        if not bool(valid.any()):
-            raise DatasetError(f"scene {scene.name!r} has no pixel with known depth")
-        return GroundTruthPoints(points, valid, stride=1, normals=self.normals)
+        return PixelTruth(
+            GroundTruthPoints(points, valid, stride=1, normals=self.normals),
+            partial(pixel_metrics, measure=self),
+            self.normals,
+        )
 
 
-DTU_PI3 = DtuPixelProtocol(
-    name="dtu-pi3", frames=(0, 5, 10, 15, 20, 25, 30, 35, 40, 45), icp_distance=100.0
-)
-"""Ten photos of each scan. Pi3 takes the normals of planes through neighbouring points, we those
-of neighbouring pixels."""
+DTU_PI3 = DtuPi3Points(icp_distance=100.0)
+"""Pi3 takes the normals of planes through neighbouring points, we those of neighbouring pixels."""
 
 
 def pixel_metrics(
-    pred_points: Tensor, truth: GroundTruthPoints, protocol: DtuPixelProtocol = DTU_PI3
+    pred_points: Tensor, truth: GroundTruthPoints, measure: DtuPi3Points = DTU_PI3
 ) -> PointMetrics:
     """Align a predicted point map [N, H, W, 3] to the truth and measure it.
 
     Args:
-        truth: from :meth:`DtuPixelProtocol.truth`.
+        truth: every pixel with known depth, with normals if they are measured.
 
     Raises:
         AlignmentError: the prediction is degenerate or not finite.
@@ -116,7 +99,7 @@ def pixel_metrics(
     """
     pred = truth.pick(pred_points)
     start = umeyama(pred, truth.points)
-    refinement = point_to_point_icp(start.apply(pred), truth.neighbors, protocol.icp_distance)
+    refinement = point_to_point_icp(start.apply(pred), truth.neighbors, measure.icp_distance)
     world_from_pred = refinement.compose(start)
     aligned = world_from_pred.apply(pred)
     distance = torch.linalg.vector_norm(aligned - truth.points, dim=-1)
@@ -125,7 +108,7 @@ def pixel_metrics(
         point_error=float(distance.mean()),
         world_from_pred=world_from_pred,
         normal_consistency=(
-            truth.normal_consistency(pred_points, world_from_pred) if protocol.normals else None
+            truth.normal_consistency(pred_points, world_from_pred) if measure.normals else None
         ),
     )
 

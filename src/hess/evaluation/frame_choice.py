@@ -1,6 +1,7 @@
 """Which frames of recorded sequences a protocol measures: one scene per sequence."""
 
 import random
+import typing
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +15,86 @@ from hess.datasets.recordings import FrameDataset, load_scene
 from hess.datasets.scene import Scene
 from hess.errors import ConfigError, DatasetError
 from hess.geometry.fit_rules import FitRule
+
+
+class Frames(typing.Protocol):
+    """How a protocol makes one scene of each recorded sequence, as data."""
+
+    @property
+    def views(self) -> int | None:
+        """Frames per scene; None: as many as the sequence has."""
+        ...
+
+    @property
+    def part(self) -> str | None:
+        """Part of a CO3Dv2 tree, as in :func:`hess.datasets.open.open_dataset`."""
+        ...
+
+    def pick(self, sequences: Sequence[FrameSequence]) -> list[tuple[FrameSequence, list[int]]]:
+        """Sequences with the frames of their scene."""
+        ...
+
+    def as_dict(self) -> dict[str, object]: ...
+
+    def describe(self) -> str: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class SameFrames:
+    """The same frames of every sequence, by number.
+
+    Args:
+        numbers: different, from 0 in the order of the photos; None takes all frames.
+
+    Raises:
+        ConfigError: repeated or negative numbers, or none.
+    """
+
+    numbers: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        numbers = self.numbers
+        if numbers is not None and (
+            not numbers or min(numbers) < 0 or len(set(numbers)) < len(numbers)
+        ):
+            raise ConfigError(f"frames must be different and at least 0, found {numbers}")
+
+    @property
+    def views(self) -> int | None:
+        """Frames per scene; None: as many as the sequence has."""
+        return None if self.numbers is None else len(self.numbers)
+
+    @property
+    def part(self) -> None:
+        """Such protocols are about data sets without parts."""
+        return None
+
+    def as_dict(self) -> dict[str, object]:
+        """JSON values of all fields."""
+        return {"numbers": self.numbers and list(self.numbers)}
+
+    def describe(self) -> str:
+        """In words, such as "all photos of a sequence"."""
+        if self.numbers is None:
+            return "all photos of a sequence"
+        return f"photos {', '.join(map(str, self.numbers))} (from 0) of a sequence"
+
+    def pick(self, sequences: Sequence[FrameSequence]) -> list[tuple[FrameSequence, list[int]]]:
+        """Sequences with the frames of their scene.
+
+        Raises:
+            DatasetError: a sequence is too short.
+        """
+        if self.numbers is None:
+            return [(sequence, [*range(len(sequence.frames))]) for sequence in sequences]
+        for sequence in sequences:
+            if max(self.numbers) >= len(sequence.frames):
+                raise DatasetError(
+                    f"the protocol takes photos up to number {max(self.numbers)} (from 0), "
+                    f"{sequence.name!r} has {len(sequence.frames)}; give it all its photos, or "
+                    "choose another protocol"
+                )
+        return [(sequence, [*self.numbers]) for sequence in sequences]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +151,8 @@ class FrameChoice:
         sequence_draws, frame_draws = random.Random(self.seed), np.random.RandomState(self.seed)
         picked = []
         for category in sorted({sequence.category or "" for sequence in sequences}):
+            if self.categories is not None and category not in self.categories:
+                continue
             members = [s for s in sequences if (s.category or "") == category]
             members.sort(key=lambda sequence: sequence.name)
             if self.per_category is not None and len(members) >= self.per_category:
@@ -84,7 +167,7 @@ class FrameChoice:
 
 
 class ChosenScenes:
-    """The data set of a :class:`FrameChoice`, read from disk when asked for.
+    """The data set of a protocol's :class:`Frames`, read from disk when asked for.
 
     The first sequence of every category comes first, then every second one, and so on, so that
     the first scenes differ as much as possible.
@@ -104,7 +187,7 @@ class ChosenScenes:
     def __init__(
         self,
         source: str | Path,
-        choice: FrameChoice,
+        choice: Frames,
         *,
         image_fit: FitRule,
         num_scenes: int | None = None,
@@ -115,8 +198,9 @@ class ChosenScenes:
         picked = choice.pick(sequences)
         if not picked:
             raise DatasetError(
-                f"{source}: the protocol takes {choice.describe()}; of such categories there are "
-                f"{len(sequences)} sequences, none of them long enough; choose another protocol"
+                f"{source}: the protocol takes {choice.describe()}; of the {len(sequences)} "
+                "sequences there, none is long enough and of such a category; choose another "
+                "protocol"
             )
         rank: dict[str | None, int] = {}
         ranked = []
@@ -156,16 +240,14 @@ class ChosenScenes:
         return (self[index] for index in range(len(self)))
 
 
-def _sequences(
-    source: str | Path, choice: FrameChoice, image_fit: FitRule
-) -> Sequence[FrameSequence]:
+def _sequences(source: str | Path, choice: Frames, image_fit: FitRule) -> Sequence[FrameSequence]:
     root = Path(source).expanduser()
     is_co3d = (root / ANNOTATIONS).is_file() or any(root.glob(f"*/{ANNOTATIONS}"))
-    dataset = open_dataset(f"{source}:{choice.part}" if is_co3d else source, image_fit=image_fit)
+    named = f"{source}:{choice.part}" if is_co3d and choice.part else source
+    dataset = open_dataset(named, image_fit=image_fit)
     if not isinstance(dataset, FrameDataset):
         raise ConfigError(
             f"the protocol takes {choice.describe()}; {source} has no recorded sequences: give "
             "the folder of a data set, or choose another protocol"
         )
-    wanted = choice.categories
-    return [s for s in dataset.sequences if wanted is None or s.category in wanted]
+    return dataset.sequences

@@ -37,6 +37,20 @@ class CloudDistance:
         """Symmetric chamfer distance: the mean of accuracy and completeness."""
         return (self.accuracy + self.completeness) / 2
 
+    def as_dict(self) -> dict[str, float]:
+        """All of them by name."""
+        return {name: getattr(self, name) for name in CLOUD_METRICS}
+
+
+CLOUD_METRICS = (
+    "accuracy",
+    "accuracy_median",
+    "completeness",
+    "completeness_median",
+    "chamfer_mean",
+)
+"""Names of the numbers of a :class:`CloudDistance`, in the order of a results row."""
+
 
 def cloud_distance(
     pred: Tensor, gt: Tensor, gt_neighbors: NearestNeighbors | None = None

@@ -1,12 +1,17 @@
 """What exactly is measured, as data: a protocol travels with every number it produced."""
 
-from dataclasses import asdict, dataclass
+import typing
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Literal, get_args
 
+from torch import Tensor
+
+from hess.datasets.scene import Scene
 from hess.errors import ConfigError
-from hess.evaluation.frame_choice import FrameChoice
+from hess.evaluation.frame_choice import Frames
 from hess.evaluation.means import Mean
-from hess.evaluation.point_metrics import PointAlignment
+from hess.evaluation.pixel_points import PixelPoints
 from hess.evaluation.pose_metrics import PairOrder
 
 Unit = Literal["m", "mm", "arbitrary"]
@@ -17,10 +22,40 @@ _MEANS = {
     "pairs": "all pairs of all scenes pooled",
     "categories": "pairs pooled in each category, then the mean over categories",
 }
-_ALIGNMENTS = {
-    "umeyama": "Umeyama on pixel correspondences",
-    "umeyama+icp": "Umeyama on pixel correspondences and point-to-plane ICP",
-}
+
+
+class PointTruth(typing.Protocol):
+    """True points of one scene, prepared once for all predictions of it."""
+
+    def measure(self, world_from_cam: Tensor, world_points: Tensor) -> dict[str, float | None]:
+        """Metrics by name of predicted poses [N, 4, 4] and a point map [N, H, W, 3]."""
+        ...
+
+
+class PointMeasure(typing.Protocol):
+    """How a protocol measures points, as data."""
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of the metrics, in the order of a results row."""
+        ...
+
+    def truth(self, scene: Scene) -> PointTruth | None:
+        """What predictions of a scene are measured against; None when the scene has none."""
+        ...
+
+    def as_dict(self) -> dict[str, object]: ...
+
+    def describe(self) -> str: ...
+
+
+@typing.runtime_checkable
+class MeasureWithFolder(PointMeasure, typing.Protocol):
+    """A measure whose ground truth lies in a folder of its own, not in the data set."""
+
+    def with_truth(self, folder: Path | None) -> PointMeasure:
+        """The same with that folder; raises where it is not given or not the right one."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,10 +70,7 @@ class Protocol:
         pair_order: relative pose of a pair of views, "vggt" or "pi3".
         auc_thresholds: ascending whole degrees, at least 1.
         mean: how the values of the scenes are brought together.
-        point_alignment: see :data:`hess.evaluation.point_metrics.PointAlignment`; None measures
-            no points.
-        point_stride: every how many pixels and rows a point is compared.
-        normals: whether normal consistency is measured too.
+        points: how points are measured; None measures none.
         unit: length unit the scenes must have, and so of all distances: "m", "mm" or "arbitrary";
             None takes the unit of the data, which must be the same in all scenes.
 
@@ -48,30 +80,25 @@ class Protocol:
 
     name: str
     summary: str = ""
-    frames: FrameChoice | None = None
+    frames: Frames | None = None
     views: int | None = None
     pair_order: PairOrder = "vggt"
     auc_thresholds: tuple[int, ...] = (3, 5, 15, 30)
     mean: Mean = "scenes"
-    point_alignment: PointAlignment | None = "umeyama"
-    point_stride: int = 2
-    normals: bool = False
+    points: PointMeasure | None = field(default_factory=PixelPoints)
     unit: Unit | None = None
 
     def __post_init__(self) -> None:
-        for field, allowed in (
+        for name, allowed in (
             ("pair_order", get_args(PairOrder)),
             ("mean", get_args(Mean)),
-            ("point_alignment", (*get_args(PointAlignment), None)),
             ("unit", (*get_args(Unit), None)),
         ):
-            if getattr(self, field) not in allowed:
-                raise self._wrong(f"{field} must be one of {allowed}", getattr(self, field))
+            if getattr(self, name) not in allowed:
+                raise self._wrong(f"{name} must be one of {allowed}", getattr(self, name))
         thresholds = self.auc_thresholds
         if not thresholds or thresholds[0] < 1 or sorted(set(thresholds)) != list(thresholds):
             raise self._wrong("auc_thresholds must ascend from at least 1 degree", thresholds)
-        if self.point_stride < 1:
-            raise self._wrong("point_stride must be at least 1", self.point_stride)
         if self.views is not None and self.views < 3:
             raise self._wrong(
                 "views must be at least 3 (a trajectory cannot be aligned with fewer)", self.views
@@ -80,16 +107,33 @@ class Protocol:
             raise self._wrong(
                 f"views must be those of its frames, {self.frames.views}", self.views
             )
-        if self.normals and self.point_alignment is None:
-            raise self._wrong("normals need a point_alignment", None)
 
     def _wrong(self, expected: str, found: object) -> ConfigError:
         return ConfigError(f"protocol {self.name!r}: {expected}, found {found!r}")
 
+    def with_truth(self, folder: Path | None) -> "Protocol":
+        """The same with the folder of its ground truth, where that is not in the data.
+
+        Raises:
+            ConfigError: it needs a folder and gets none, or the other way round.
+            DatasetError: the folder is not the right one.
+        """
+        if isinstance(self.points, MeasureWithFolder):
+            return replace(self, points=self.points.with_truth(folder))
+        if folder is not None:
+            raise ConfigError(
+                f"protocol {self.name!r} has its ground truth in the data itself, found the "
+                f"folder {folder}; leave --truth out"
+            )
+        return self
+
     def as_dict(self) -> dict[str, object]:
         """JSON values of all fields."""
-        frames = None if self.frames is None else self.frames.as_dict()
-        return asdict(self) | {"auc_thresholds": list(self.auc_thresholds), "frames": frames}
+        return asdict(self) | {
+            "auc_thresholds": list(self.auc_thresholds),
+            "frames": None if self.frames is None else self.frames.as_dict(),
+            "points": None if self.points is None else self.points.as_dict(),
+        }
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -100,9 +144,7 @@ class Protocol:
     @property
     def point_metrics(self) -> tuple[str, ...]:
         """Names of the metrics of points."""
-        if self.point_alignment is None:
-            return ()
-        return (*POINT_METRICS, *(("normal_consistency",) if self.normals else ()))
+        return () if self.points is None else self.points.metrics
 
     def describe(self) -> str:
         """All of it in one line, printed with every result."""
@@ -112,28 +154,13 @@ class Protocol:
             f"AUC@{'/'.join(map(str, self.auc_thresholds))} of {_PAIRS[self.pair_order]}, "
             + _MEANS[self.mean],
             "ATE after Sim(3)",
-            self._describe_points(),
+            "no points" if self.points is None else self.points.describe(),
             "lengths in " + ("the data's unit" if self.unit is None else f"unit {self.unit!r}"),
         ]
         return f"{self.name}: {'; '.join([self.summary, *parts] if self.summary else parts)}"
 
-    def _describe_points(self) -> str:
-        if self.point_alignment is None:
-            return "no points"
-        apart = "all pixels" if self.point_stride == 1 else f"pixels {self.point_stride} apart"
-        text = f"points of {apart} after {_ALIGNMENTS[self.point_alignment]}"
-        return text + (", with normals" if self.normals else "")
-
 
 TRAJECTORY_METRICS = ("ate_rmse", "ate_relative")
-POINT_METRICS = (
-    "accuracy",
-    "accuracy_median",
-    "completeness",
-    "completeness_median",
-    "chamfer_mean",
-    "point_error",
-)
 
 PROCEDURAL_8 = Protocol(name="procedural-8", views=8)
 """The default: scenes of 8 views from the procedural generator."""

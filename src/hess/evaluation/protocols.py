@@ -2,7 +2,10 @@
 "evaluation" at commit 97ce97b; the paper, sections 4.1 and B.1."""
 
 from hess.errors import ConfigError
-from hess.evaluation.frame_choice import FrameChoice
+from hess.evaluation.dtu import DTU_OFFICIAL, DTU_PAPER
+from hess.evaluation.dtu_pi3 import DTU_PI3
+from hess.evaluation.frame_choice import FrameChoice, SameFrames
+from hess.evaluation.pixel_points import PixelPoints
 from hess.evaluation.protocol import PROCEDURAL_8, Protocol
 
 SEEN_CATEGORIES = (
@@ -23,7 +26,7 @@ _PROTOCOLS = (
         frames=FrameChoice(views=10, min_frames=50, categories=SEEN_CATEGORIES),
         views=10,
         mean="categories",
-        point_alignment=None,
+        points=None,
         unit="arbitrary",
     ),
     Protocol(
@@ -32,7 +35,7 @@ _PROTOCOLS = (
         frames=FrameChoice(views=10, min_frames=50, per_category=10, categories=SEEN_CATEGORIES),
         views=10,
         mean="categories",
-        point_alignment=None,
+        points=None,
         unit="arbitrary",
     ),
     Protocol(
@@ -43,7 +46,7 @@ _PROTOCOLS = (
         pair_order="pi3",
         auc_thresholds=(5, 15, 30),
         mean="pairs",
-        point_alignment=None,
+        points=None,
         unit="arbitrary",
     ),
     Protocol(
@@ -53,15 +56,37 @@ _PROTOCOLS = (
         frames=FrameChoice(views=20, min_frames=50, per_category=10, categories=SEEN_CATEGORIES),
         views=20,
         mean="categories",
-        point_alignment=None,
+        points=None,
         unit="arbitrary",
     ),
     Protocol(
         name="paper-points",
         summary="our reading of HeSS on points: its refinement by ICP, but started by Umeyama "
         "where the paper has RANSAC on features",
-        point_alignment="umeyama+icp",
-        normals=True,
+        points=PixelPoints(alignment="umeyama+icp", normals=True),
+    ),
+    Protocol(
+        name="dtu-official",
+        summary="DTU's official measure",
+        frames=SameFrames(),
+        points=DTU_OFFICIAL,
+        unit="mm",
+    ),
+    Protocol(
+        name="dtu-paper",
+        summary="our reading of HeSS on DTU: its RANSAC and ICP, but RANSAC on cameras where the "
+        "paper has it on features",
+        frames=SameFrames(),
+        points=DTU_PAPER,
+        unit="mm",
+    ),
+    Protocol(
+        name="dtu-pi3",
+        summary="pi3's evaluation on DTU",
+        frames=SameFrames(numbers=tuple(range(0, 50, 5))),
+        views=10,
+        points=DTU_PI3,
+        unit="mm",
     ),
 )
 

@@ -61,6 +61,8 @@ class Report:
             ("chamfer ↓", "chamfer_mean"),
             ("point error ↓", "point_error"),
             ("normals ↑", "normal_consistency"),
+            ("acc. share ↑", "accuracy_share"),
+            ("comp. share ↑", "completeness_share"),
         ):
             if any(row.get(metric) is not None for row in self.rows):
                 columns[heading] = [_number(row[metric], 3) for row in self.rows]
@@ -209,7 +211,7 @@ def _row(result: PolicyResults, protocol: Protocol) -> dict[str, Any]:
         mean, error = result.mean(metric, values, protocol.mean) if values else (None, None)
         row |= {metric: mean, f"{metric}_se": error}
     row["n_scenes"] = len(result.scenes) - len(failed)
-    row["n_scenes_with_points"] = len(result.values("point_error"))
+    row["n_scenes_with_points"] = len(result.values("chamfer_mean"))
     if protocol.mean == "categories":
         row["n_categories"] = len({m["category"] for m in result.metrics.values()})
     row["failed_scenes"] = [scene.scene for scene in failed]

@@ -5,9 +5,8 @@ from torch import Tensor
 
 from hess.datasets.scene import Scene
 from hess.errors import AlignmentError, DatasetError
-from hess.evaluation.point_metrics import GroundTruthPoints, point_metrics
 from hess.evaluation.pose_metrics import auc, pair_errors, trajectory_error
-from hess.evaluation.protocol import Protocol
+from hess.evaluation.protocol import PointTruth, Protocol
 
 SceneMetrics = dict[str, float | str | None]
 """Metric name -> value; None when the scene lacks the ground truth for it. Where the protocol's
@@ -15,17 +14,15 @@ mean is not over scenes, also what it needs of the scene: its "num_pairs" and "c
 
 
 class SceneTruth:
-    """Ground truth of one scene: cameras, and points with their k-d tree where there is depth.
-
-    Points are left out when the protocol measures none.
+    """Ground truth of one scene: cameras, and points where the protocol and the scene have them.
 
     Args:
-        scene: must have poses; depth is optional.
+        scene: must have poses.
         protocol: what will be measured.
 
     Raises:
-        DatasetError: no poses, another number of views or another unit than the protocol's, or
-            no category where its mean is over categories.
+        DatasetError: no poses, another number of views or another unit than the protocol's, no
+            category where its mean is over categories, or no ground truth that its points need.
         AlignmentError: a true point is not finite.
     """
 
@@ -40,26 +37,24 @@ class SceneTruth:
                 f"protocol {protocol.name!r} needs scenes of {protocol.views} views, scene "
                 f"{scene.name!r} has {scene.num_views}; choose the views or another protocol"
             )
-        if protocol.unit is not None and scene.unit != protocol.unit:
-            raise DatasetError(
-                f"protocol {protocol.name!r} needs lengths in {protocol.unit!r}, scene "
-                f"{scene.name!r} is in {scene.unit!r}"
-            )
         if protocol.mean == "categories" and scene.category is None:
             raise DatasetError(
                 f"protocol {protocol.name!r} takes the mean over categories, scene {scene.name!r} "
                 "has none; use CO3Dv2 or another protocol"
             )
+        # First, since a measure can say better than the unit why a scene is not for it.
+        self.points: PointTruth | None = None
+        if protocol.points is not None:
+            self.points = protocol.points.truth(scene)
+        if protocol.unit is not None and scene.unit != protocol.unit:
+            raise DatasetError(
+                f"protocol {protocol.name!r} needs lengths in {protocol.unit!r}, scene "
+                f"{scene.name!r} is in {scene.unit!r}"
+            )
         self.name = scene.name
         self.category = scene.category
         self.unit = scene.unit
         self.world_from_cam = scene.world_from_cam.cpu().double()
-        self.points: GroundTruthPoints | None = None
-        if scene.has_points and protocol.point_alignment is not None:
-            points, valid = scene.point_map()
-            stride = protocol.point_stride
-            if bool(valid[:, ::stride, ::stride].any()):
-                self.points = GroundTruthPoints(points, valid, stride, normals=protocol.normals)
 
 
 def scene_metrics(
@@ -85,20 +80,6 @@ def scene_metrics(
     metrics |= {"ate_rmse": trajectory.rmse, "ate_relative": trajectory.relative}
     if protocol.mean != "scenes":
         metrics |= {"num_pairs": worst.shape[-1], "category": truth.category}
-    if truth.points is None or protocol.point_alignment is None:
+    if truth.points is None:
         return metrics | dict.fromkeys(protocol.point_metrics)
-    points = point_metrics(
-        world_points, truth.points, protocol.point_alignment, normals=protocol.normals
-    )
-    cloud = points.cloud
-    metrics |= {
-        "accuracy": cloud.accuracy,
-        "accuracy_median": cloud.accuracy_median,
-        "completeness": cloud.completeness,
-        "completeness_median": cloud.completeness_median,
-        "chamfer_mean": cloud.chamfer_mean,
-        "point_error": points.point_error,
-    }
-    if protocol.normals:
-        metrics["normal_consistency"] = points.normal_consistency
-    return metrics
+    return metrics | truth.points.measure(world_from_cam, world_points)
