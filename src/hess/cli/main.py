@@ -14,6 +14,7 @@ from hess.cli.doctor import Doctor
 from hess.cli.evaluate import Evaluate
 from hess.cli.inspect import Inspect
 from hess.cli.reconstruct import Reconstruct
+from hess.cli.reproduce import Reproduce
 from hess.cli.train_nano import TrainNano
 from hess.errors import ConfigError, HessError
 
@@ -23,6 +24,7 @@ VERBS: dict[str, Callable[..., Verb]] = {
     "calibrate": Calibrate,
     "inspect": Inspect,
     "evaluate": Evaluate,
+    "reproduce": Reproduce,
     "doctor": Doctor,
     "bench": Bench,
     "train-nano": TrainNano,
