@@ -39,7 +39,7 @@ ModelName = Annotated[
     ),
 ]
 ProfileName = Annotated[
-    str, tyro.conf.arg(help="Bundled profile (nano, pi3-nano) or a .hess file.", metavar="NAME|FILE")
+    str, tyro.conf.arg(help="A bundled profile (nano, pi3-nano) or a file.", metavar="NAME|FILE")
 ]
 
 

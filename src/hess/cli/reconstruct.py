@@ -67,7 +67,7 @@ class Reconstruct:
     policy: PolicyName = "dense"
     """Which attention blocks are computed."""
     profile: str | None = None
-    """Bundled profile (nano, pi3-nano) or a .hess file; by default the profile bundled with the model."""
+    """Bundled profile (nano, pi3-nano) or a .hess file; by default that of the model."""
     sparse_ratio: float = 0.8
     """Share of the blocks that may be dropped, 0 to 1; dense drops none."""
     cdf_threshold: float = 0.4

@@ -61,10 +61,10 @@ def load_model(
     and what of them is skipped, is logged in one line at level WARNING.
 
     Args:
-        name_or_path: "nano" or "pi3-nano" (bundled), a Hugging Face id such as "facebook/VGGT-1B" or
-            "yyfz233/Pi3" (a revision may follow: "facebook/VGGT-1B@main"), a folder with a weight
-            file, or a weight file (.safetensors, .pt, .pth, .bin, .ckpt). The tensors' names, not
-            the file's, decide the architecture.
+        name_or_path: "nano" or "pi3-nano" (bundled), a Hugging Face id such as
+            "facebook/VGGT-1B" or "yyfz233/Pi3" (a revision may follow: "facebook/VGGT-1B@main"),
+            a folder with a weight file, or a weight file (.safetensors, .pt, .pth, .bin, .ckpt).
+            The tensors' names, not the file's, decide the architecture.
         device: where the weights live.
         dtype: their precision, as a torch type or its name: float32, bfloat16, float16 or
             float64. A half precision applies to the matrices of the backbone; the rest stays in
