@@ -140,7 +140,7 @@ def ablations(path: str) -> str:
     rows = read(path)
     variants: dict[str, dict[float, Row]] = {}
     for row in rows:
-        variants.setdefault(row["variant"], {})[row["sparse_ratio"]] = row
+        variants.setdefault(row["label"], {})[row["sparse_ratio"]] = row
     ratios = sorted({row["sparse_ratio"] for row in rows})
     header = ["variant"]
     for ratio in ratios:
@@ -214,8 +214,28 @@ def bench(name: str) -> Callable[[str], str]:
     return table
 
 
+def findings(pattern: str) -> str:
+    """What each page of ``hess reproduce`` finds: of several metrics the first, AUC@30."""
+
+    def order(path: Path) -> list[int | str]:
+        return [int(x) if x.isdigit() else x for x in re.split(r"(\d+)", path.parent.name)]
+
+    parts = []
+    for path in sorted(ROOT.glob(pattern), key=order):
+        text = path.read_text()
+        title = text.splitlines()[0].removeprefix("# ")
+        name, _, what = title.partition(": ")
+        found = text.partition("## What is found here")[2].partition("\n## ")[0]
+        sentences = [line for line in found.splitlines() if line.startswith("- ")]
+        shown = [line for line in sentences if line.startswith("- AUC@30")] or sentences
+        link = f"../{path.relative_to(ROOT).as_posix()}"
+        parts.append("\n".join([f"**[{name}]({link}): {what}**", "", *shown, "", ""]))
+    return "\n" + "".join(parts)
+
+
 TABLES: dict[str, Callable[[str], str]] = {
     "ablations": ablations,
+    "findings": findings,
     "footprint": footprint,
     "headline": headline,
     "models": models,

@@ -38,6 +38,11 @@ from hess.reproduce.workers import Task, run_tasks
 from hess.sensitivity.head_importance import HeadImportance
 from hess.sensitivity.profile import HessProfile, load_profile, model_fingerprint
 from hess.transforms import FisherMask
+from hess.viz.differences import differences_figure
+from hess.viz.error_clouds import WRONG, cloud_grid, wrong_in_green
+from hess.viz.runtime import runtime_figure, time_figure
+from hess.viz.style import policy_style
+from hess.viz.tradeoff import tradeoff_figure
 
 VARYING = ("dirty", "machine", "command", "experiment")
 TINY = {"title": "t", "source": "s", "shows": "x", "figure": "tradeoff"}
@@ -179,6 +184,8 @@ def test_missing_models_are_found_before_the_work(tmp_path: Path, calls: list[in
         reproduce(["fig6"], tmp_path, Choices(model="no-such"))
     with pytest.raises(ProfileError, match="no-such"):
         reproduce(["fig6"], tmp_path, Choices(profile="no-such"))
+    with pytest.raises(ProfileError, match="other weights"):
+        reproduce(["fig6"], tmp_path, Choices(model="pi3-nano", profile="nano"))
     assert not calls
     assert not list(tmp_path.iterdir())
 
@@ -379,6 +386,46 @@ def test_clouds_and_heat_maps_are_written(tmp_path: Path) -> None:
     assert done["fig5"].findings[0].startswith("Points beyond the threshold")
     assert (tmp_path / "fig4" / "fig4.png").exists()
     assert "procedural-test, 1 scenes" not in (tmp_path / "fig4" / "page.md").read_text()
+
+
+def test_wrong_points_turn_green() -> None:
+    colors = np.array([[200, 10, 10], [10, 10, 200]], np.uint8)
+    shown = wrong_in_green(colors, np.array([0.9, 1.1]), threshold=1.0)
+    assert shown[1].tolist() == list(WRONG)
+    assert shown[0, 0] > shown[0, 1]  # a right point keeps its hue
+    with pytest.raises(ConfigError, match="threshold"):
+        wrong_in_green(colors, np.ones(2), threshold=0.0)
+    with pytest.raises(ConfigError, match="one length"):
+        cloud_grid([])
+
+
+def test_figures_draw_what_the_rows_hold() -> None:
+    rows = [
+        {"label": label, "policy": "hess", "settings": {}, "sparse_ratio": ratio, "seconds": 1.0}
+        | {"cdf_threshold": 0.5, "block_sparsity": ratio, "auc_30": value, "auc_30_se": 0.01}
+        | {"paired_auc_30_vs_λ_1": value - 0.5, "paired_auc_30_vs_λ_1_se": 0.01}
+        for label, value in (("λ = 0", 0.4), ("λ = 1", 0.5))
+        for ratio in (0.2, 0.8)
+    ]
+    looks = {label: policy_style(label) for label in ("λ = 0", "λ = 1")}
+    upper, lower = tradeoff_figure(
+        rows, metrics=["auc_30"], reference="λ = 1", styles=looks
+    ).get_axes()
+    drawn = [container.lines[0] for container in upper.containers]
+    assert [line.get_ydata().tolist() for line in drawn] == [[0.4, 0.4], [0.5, 0.5]]
+    assert lower.get_lines()[1].get_ydata() == pytest.approx([-0.1, -0.1])
+    assert "λ = 1" in lower.get_ylabel()
+    panels = differences_figure(rows, metrics=["auc_30"], reference="λ = 1").get_axes()
+    assert [text.get_text() for text in panels[0].get_yticklabels()] == ["λ = 0", "λ = 1"]
+    assert len(time_figure(rows, metrics=["auc_30"], styles=looks).get_axes()) == 1
+    for draw in (
+        lambda: differences_figure(rows, metrics=["auc_3"], reference="λ = 1"),
+        lambda: time_figure(rows, metrics=["auc_3"]),
+        lambda: time_figure(rows, metrics=[]),
+        lambda: runtime_figure([]),
+    ):
+        with pytest.raises(ConfigError):
+            draw()
 
 
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

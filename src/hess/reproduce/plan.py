@@ -122,9 +122,12 @@ def plan(
     for experiment, case in zip(experiments, cases, strict=True):
         if case.model not in bases:
             model = case.load()
+            profile = _main_profile(choices.profile, case.model)
+            if profile is not None:
+                profile.check_model(model)
             bases[case.model] = Calibrated(
                 model=model,
-                profile=_main_profile(choices.profile, case.model),
+                profile=profile,
                 others={},
                 calibration=calibration_scenes(model, choices.scenes),
                 progress=progress,

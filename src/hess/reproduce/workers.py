@@ -3,8 +3,10 @@
 import os
 import pickle
 import signal
+import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
@@ -58,7 +60,8 @@ def run_tasks(tasks: Sequence[Task], jobs: int) -> Iterator[tuple[Task, BatchRes
         for _ in range(min(jobs, len(tasks))):
             ours, theirs = context.Pipe()
             process = context.Process(target=_serve, args=(theirs,), daemon=True)
-            process.start()
+            with _no_interrupts():
+                process.start()
             theirs.close()
             processes.append(process)
             busy[ours] = waiting.popleft()
@@ -87,9 +90,21 @@ def run_tasks(tasks: Sequence[Task], jobs: int) -> Iterator[tuple[Task, BatchRes
             process.join()
 
 
+@contextmanager
+def _no_interrupts() -> Iterator[None]:
+    """Processes begun in here ignore Ctrl-C, which is their parent's to handle."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may say what a signal does
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _serve(connection: Connection) -> None:
     """What a process does: answer each task by its results, or an error, and then None."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     torch.set_num_threads(1)
     case: Case | None = None
     try:
