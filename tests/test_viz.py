@@ -22,7 +22,7 @@ from hess.viz.contact_sheet import contact_sheet
 from hess.viz.figure import figure_png, image_png
 from hess.viz.heatmap import head_heatmap
 from hess.viz.picture import Picture
-from hess.viz.pointcloud import CameraSet, error_colors, render_points
+from hess.viz.pointcloud import CameraSet, render_points
 from hess.viz.report import report_html, write_report
 from hess.viz.scene import preview, render_views
 from hess.viz.style import DARK, LIGHT, policy_style
@@ -423,14 +423,6 @@ def test_preview_leaves_out_what_is_not_finite() -> None:
     lost = torch.full_like(poses, torch.nan)
     with pytest.raises(DatasetError, match="0 finite cameras of 3"):
         preview(replace(good, world_from_cam=lost))
-
-
-def test_error_colours_darken_up_to_the_limit() -> None:
-    colors = error_colors(np.array([0.0, 0.5, 1.0, 7.0]), limit=1.0).astype(int)
-    assert (np.diff(colors.sum(1)[:3]) < 0).all()
-    assert (colors[2] == colors[3]).all()
-    with pytest.raises(ConfigError):
-        error_colors(np.zeros(2), limit=0.0)
 
 
 def test_rendering_refuses_bad_clouds() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from hess.errors import ConfigError, LayoutError
+from hess.errors import LayoutError
 from hess.viz.style import LIGHT, Theme
 from hess.viz.viewpoint import Floats, Viewpoint
 
@@ -16,7 +16,6 @@ Colors = NDArray[np.uint8]
 
 _SUPERSAMPLING = 2
 _SPLATS_AT_ONCE = 4_000_000
-_ERROR_RAMP = np.array([[201, 205, 211], [246, 196, 140], [232, 124, 40], [186, 60, 0]], float)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,26 +29,6 @@ class CameraSet:
 
     world_from_cam: Floats
     color: str
-
-
-def error_colors(distance: Floats, limit: float) -> Colors:
-    """Colour points by their distance to the truth: grey at 0 to dark orange at ``limit``.
-
-    Args:
-        distance: [M], at least 0.
-        limit: distance with the strongest colour, above 0; larger ones look the same.
-
-    Returns:
-        uint8 [M, 3].
-
-    Raises:
-        ConfigError: limit is not above 0.
-    """
-    if not limit > 0:
-        raise ConfigError(f"the colour limit must be above 0, found {limit}")
-    share = np.clip(np.asarray(distance, float) / limit, 0, 1) * (len(_ERROR_RAMP) - 1)
-    stops = np.arange(len(_ERROR_RAMP))
-    return np.stack([np.interp(share, stops, c) for c in _ERROR_RAMP.T], 1).astype(np.uint8)
 
 
 def render_points(
