@@ -18,7 +18,13 @@ from hess.bench.report import TABLES as BENCH_TABLES
 from hess.bench.rows import read_rows
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "docs/results.md", "docs/models.md", "docs/performance.md")
+PAGES = (
+    "README.md",
+    "docs/results.md",
+    "docs/deviations.md",
+    "docs/models.md",
+    "docs/performance.md",
+)
 BLOCK = re.compile(r"(<!-- table (\w+) (.+?) -->\n).*?(<!-- end table -->)", re.DOTALL)
 LABELS = {
     "dense": "dense",
@@ -215,7 +221,7 @@ def bench(name: str) -> Callable[[str], str]:
 
 
 def findings(pattern: str) -> str:
-    """What each page of ``hess reproduce`` finds: of several metrics the first, AUC@30."""
+    """What each page of ``hess reproduce`` finds; where it says something of AUC@30, that alone."""
 
     def order(path: Path) -> list[int | str]:
         return [int(x) if x.isdigit() else x for x in re.split(r"(\d+)", path.parent.name)]

@@ -13,6 +13,7 @@ from torch import Tensor
 from hess.datasets.procedural import Procedural, ProceduralConfig
 from hess.datasets.scene import Scene
 from hess.errors import AlignmentError, ConfigError, DatasetError
+from hess.evaluation import evaluate as evaluation
 from hess.evaluation.evaluate import evaluate
 from hess.evaluation.pixel_points import PixelPoints
 from hess.evaluation.protocol import Protocol
@@ -127,6 +128,27 @@ def test_rows_hold_what_was_measured(model: TinyVGGT, scenes: list[Scene]) -> No
     assert json.loads(json.dumps(rows)) == rows
     # Back to dense: no site was left sparse.
     assert {type(site.module).__name__ for site in model.global_attention_sites()} == {"Attention"}
+
+
+def test_results_of_another_precision_or_code_are_not_taken_over(
+    model: TinyVGGT, scenes: list[Scene], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    rows = run(model, scenes, rows_path=path)
+    assert {(row["device"], row["dtype"]) for row in rows} == {("cpu", "float32")}
+    with pytest.raises(ConfigError, match=r"different: .*dtype"):
+        run(model.double(), scenes, rows_path=path)
+    model.float()
+    origin = evaluation.provenance(torch.device("cpu"))
+    later = replace(origin, commit="later", dirty=True)
+    monkeypatch.setattr(evaluation, "provenance", lambda device: later)
+    again = run(model, scenes, rows_path=path)  # another commit, but the same code
+    assert [(row["commit"], row["dirty"]) for row in again] == [
+        (row["commit"], row["dirty"]) for row in rows
+    ]
+    monkeypatch.setattr(evaluation, "code_digest", lambda: "changed")
+    with pytest.raises(ConfigError, match="different: code_sha256"):
+        run(model, scenes, rows_path=path)
 
 
 def test_means_and_paired_differences_against_numpy(model: TinyVGGT, scenes: list[Scene]) -> None:

@@ -125,7 +125,7 @@ def test_published_protocols() -> None:
     assert fast.frames == replace(vggt.frames, per_category=10)
     assert (pi3.views, pi3.pair_order, pi3.mean) == (10, "pi3", "pairs")
     assert PROTOCOLS["paper-points"].points == PixelPoints(alignment="umeyama+icp", normals=True)
-    with pytest.raises(ConfigError, match="co3d-vggt-fast: VGGT"):
+    with pytest.raises(ConfigError, match="co3d-vggt-fast  VGGT"):
         protocol_named("co3d")
 
 
@@ -275,9 +275,9 @@ def test_same_frames_of_every_sequence() -> None:
 def test_chosen_scenes_refuse_what_has_none(tmp_path: Path) -> None:
     root = write_co3d(tmp_path, {"cup": [4]})
     fit = square_crop(14)
-    with pytest.raises(DatasetError, match="of the 1 sequences there, none is long enough"):
+    with pytest.raises(DatasetError, match="found 1 of at most 4 frames"):
         ChosenScenes(root, FrameChoice(views=5), image_fit=fit)
-    with pytest.raises(DatasetError, match="none is long enough and of such a category"):
+    with pytest.raises(DatasetError, match="and no such sequence"):
         ChosenScenes(root, FrameChoice(views=3, categories=("apple",)), image_fit=fit)
     with pytest.raises(ConfigError, match="no recorded sequences"):
         ChosenScenes("procedural:test", FrameChoice(views=3), image_fit=fit)
@@ -459,7 +459,7 @@ def test_evaluate_by_a_named_protocol(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--protocol", "co3d"], "co3d-vggt: VGGT's evaluation"),
+        (["--protocol", "co3d"], "co3d-vggt       VGGT's evaluation"),
         (["--protocol", "co3d-pi3"], "no recorded sequences"),
         (["--protocol", "co3d-pi3", "--views", "8"], "leave --views out"),
         (["--protocol", "co3d-pi3", "--truth", "."], "leave --truth out"),

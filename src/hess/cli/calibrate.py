@@ -31,7 +31,7 @@ class Calibrate:
     """Profile to write (.hess)."""
     model: ModelName = "nano"
     data: Annotated[str, tyro.conf.arg(metavar="NAME|PATH")] = "procedural"
-    """procedural, bundled, or a folder whose layout is recognised (RGB-D, 7-Scenes, CO3Dv2)."""
+    """procedural, bundled, or a folder whose layout is recognised (see docs/datasets.md)."""
     num_scenes: int = 40
     """Scenes at most."""
     views: int = 20

@@ -31,7 +31,9 @@ class Reproduce:
     Example: hess reproduce fig6 --scenes 16
     """
 
-    names: tyro.conf.Positional[tuple[str, ...]] = field()
+    names: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="NAME")] = (
+        field()
+    )
     """What to reproduce."""
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("results")
     """Folder that gets a folder for each name."""
@@ -41,9 +43,9 @@ class Reproduce:
     """Profile of the model; by default the one bundled with it."""
     data: Annotated[str | None, tyro.conf.arg(metavar="NAME|PATH")] = None
     """Instead of procedural:test: a folder whose layout is recognised."""
-    protocol: str | None = None
+    protocol: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     """Named protocol, see hess evaluate; by default the scenes as they come."""
-    truth: str | None = None
+    truth: Annotated[str | None, tyro.conf.arg(metavar="PATH")] = None
     """Folder of ground truth that the protocol needs and the data lacks."""
     scenes: int | None = None
     """Scenes at most, calibrations that an experiment makes included; 224 by default for most. A

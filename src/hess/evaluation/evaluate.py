@@ -11,11 +11,12 @@ import torch
 from hess.datasets.scene import Dataset, Scene
 from hess.errors import AlignmentError, ConfigError, DatasetError
 from hess.evaluation.protocol import PROCEDURAL_8, Protocol
-from hess.evaluation.provenance import provenance
+from hess.evaluation.provenance import code_digest, provenance
 from hess.evaluation.report import PolicyResults, Report, build_report
 from hess.evaluation.resume import BatchResult, SceneResult, Sidecar, Store, mixed_units
 from hess.evaluation.scene_metrics import SceneTruth, scene_metrics
 from hess.models.base import Model, Predictions
+from hess.sensitivity.fisher import qkv_layers
 from hess.sensitivity.profile import model_fingerprint
 from hess.transforms.base import Method, applied
 
@@ -73,11 +74,11 @@ def evaluate(
             f"{[identity(policy) for policy in policies]}"
         )
     options = dict(sparsify_options or {})
-    origin = provenance(next(model.parameters()).device)
+    machine = provenance(next(model.parameters()).device).machine
     config = configuration(
         model, dataset, protocol, seed=seed, batch_size=batch_size, sparsify_options=options
     )
-    store = Store()
+    store = Store(config)
     if rows_path is not None:
         store = Sidecar(Path(rows_path).with_suffix(".scenes.jsonl"), config)
     done, total = 0, len(policies) * len(dataset)
@@ -99,8 +100,8 @@ def evaluate(
         PolicyResults(name=policy.name, settings=policy.settings(), batches=store.of_policy(name))
         for name, policy in by_identity.items()
     ]
-    common = {key: value for key, value in config.items() if key != "num_scenes"}
-    common |= {"dirty": origin.dirty, "machine": origin.machine, "command": command}
+    common = {key: value for key, value in store.header.items() if key != "num_scenes"}
+    common |= {"machine": machine, "command": command}
     report = build_report(results, protocol, common)
     if rows_path is not None:
         report.save_jsonl(rows_path)
@@ -130,6 +131,8 @@ def configuration(
     sparsify_options: Mapping[str, Any],
 ) -> dict[str, Any]:
     """All but the policy that decides a result, as JSON values: what a store belongs to."""
+    device = next(model.parameters()).device
+    origin = provenance(device)
     return {
         "model": model.model_name,
         "model_fingerprint": model_fingerprint(model),
@@ -140,7 +143,11 @@ def configuration(
         "sparsify_options": dict(sparsify_options),
         "batch_size": batch_size,
         "seed": seed,
-        "commit": provenance(next(model.parameters()).device).commit,
+        "device": device.type,
+        "dtype": str(qkv_layers(model)[0].weight.dtype).removeprefix("torch."),
+        "code_sha256": code_digest(),
+        "commit": origin.commit,
+        "dirty": origin.dirty,
     }
 
 

@@ -197,10 +197,11 @@ class ChosenScenes:
         sequences = _sequences(source, choice, image_fit)
         picked = choice.pick(sequences)
         if not picked:
+            longest = max((len(sequence.frames) for sequence in sequences), default=0)
+            found = f"{len(sequences)} of at most {longest} frames"
             raise DatasetError(
-                f"{source}: the protocol takes {choice.describe()}; of the {len(sequences)} "
-                "sequences there, none is long enough and of such a category; choose another "
-                "protocol"
+                f"{source}: the protocol takes {choice.describe()}; found {found} and no such "
+                "sequence; take the whole data set, or another protocol, such as any-views"
             )
         rank: dict[str | None, int] = {}
         ranked = []

@@ -162,5 +162,5 @@ class Protocol:
 
 TRAJECTORY_METRICS = ("ate_rmse", "ate_relative")
 
-PROCEDURAL_8 = Protocol(name="procedural-8", views=8)
+PROCEDURAL_8 = Protocol(name="procedural-8", summary="procedural scenes", views=8)
 """The default: scenes of 8 views from the procedural generator."""

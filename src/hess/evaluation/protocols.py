@@ -101,6 +101,7 @@ def protocol_named(name: str) -> Protocol:
         ConfigError: there is none; the message lists those there are.
     """
     if name not in PROTOCOLS:
-        known = "\n".join(f"  {protocol.describe()}" for protocol in PROTOCOLS.values())
+        width = max(map(len, PROTOCOLS))
+        known = "\n".join(f"  {name:<{width}}  {p.summary}" for name, p in PROTOCOLS.items())
         raise ConfigError(f"unknown protocol {name!r}; these are known:\n{known}")
     return PROTOCOLS[name]

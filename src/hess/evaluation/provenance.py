@@ -1,5 +1,6 @@
 """Where a result came from: source commit, package version, machine."""
 
+import hashlib
 import os
 import platform
 import subprocess
@@ -11,6 +12,7 @@ import torch
 import hess
 
 _SOURCE_FOLDER = Path(__file__).resolve().parents[1]
+_PRESENTATION = {"bench", "cli", "export", "footprint", "reproduce", "training", "viz"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +52,19 @@ def provenance(device: torch.device) -> Provenance:
         "package": hess.__version__,
     }
     return Provenance(commit=commit, dirty=dirty, machine=machine)
+
+
+def code_digest() -> str:
+    """SHA-256 over the source files of this package that decide what is measured.
+
+    Those that only show results are left out, so that stored results outlive a change of a page.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(_SOURCE_FOLDER.rglob("*.py")):
+        parts = path.relative_to(_SOURCE_FOLDER).parts
+        if parts[0] not in _PRESENTATION:
+            digest.update("/".join(parts).encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
 
 
 def _git(*arguments: str) -> str | None:

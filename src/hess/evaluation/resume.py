@@ -5,6 +5,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from hess.errors import ConfigError, DatasetError
 from hess.evaluation.scene_metrics import SceneMetrics
@@ -42,10 +43,19 @@ class BatchResult:
     scenes: tuple[SceneResult, ...]
 
 
-class Store:
-    """Batch results in memory, by policy and first scene; all in one length unit."""
+_OF_THE_COMMIT = ("commit", "dirty")
+"""What a header says of the code beside its digest, which alone decides."""
 
-    def __init__(self) -> None:
+
+class Store:
+    """Batch results in memory, by policy and first scene; all in one length unit.
+
+    Args:
+        header: configuration they belong to, as JSON values.
+    """
+
+    def __init__(self, header: Mapping[str, object]) -> None:
+        self.header: dict[str, Any] = json.loads(json.dumps(header))
         self._results: dict[tuple[int, str], BatchResult] = {}
 
     def get(self, policy: str, first: int) -> BatchResult | None:
@@ -85,35 +95,36 @@ class Sidecar(Store):
 
     Args:
         path: file; made with the first result when missing.
-        header: configuration as JSON values; a file with another one is refused.
+        header: configuration as JSON values; a file with another one is refused. It may be of
+            another commit with the same code; that commit is kept, for it measured.
 
     Attributes:
-        header: the same, as it is read back.
+        header: that of the file.
 
     Raises:
         ConfigError: the file belongs to another configuration or is no sidecar.
     """
 
     def __init__(self, path: Path, header: Mapping[str, object]) -> None:
-        super().__init__()
+        super().__init__(header)
         self._path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
-        self.header = wanted = json.loads(json.dumps(header))
+        wanted = self.header
         if not lines:
             path.unlink(missing_ok=True)
             return
         found = self._decode(lines[0]).get("header")
         if not isinstance(found, dict):
             raise ConfigError(f"{path} holds no per-scene results; choose another output file")
-        if found != wanted:
-            differing = sorted(
-                key for key in {*found, *wanted} if found.get(key) != wanted.get(key)
-            )
+        keys = {*found, *wanted} - {*_OF_THE_COMMIT}
+        differing = sorted(key for key in keys if found.get(key) != wanted.get(key))
+        if differing:
             raise ConfigError(
                 f"{path} holds the results of another configuration (different: "
                 f"{', '.join(differing)}); choose another output file or delete this one"
             )
+        self.header = found
         for line in lines[1:]:
             super().add(_batch_from_json(self._decode(line)))
         complete = sum(len(line) + 1 for line in lines)
