@@ -221,7 +221,7 @@ def bench(name: str) -> Callable[[str], str]:
 
 
 def findings(pattern: str) -> str:
-    """What each page of ``hess reproduce`` finds; where it says something of AUC@30, that alone."""
+    """What each page of ``hess reproduce`` finds; where it speaks of AUC@30, that alone."""
 
     def order(path: Path) -> list[int | str]:
         return [int(x) if x.isdigit() else x for x in re.split(r"(\d+)", path.parent.name)]

@@ -26,7 +26,7 @@ from hess.reproduce.experiment import (
     experiment_from,
     load_experiment,
 )
-from hess.reproduce.findings import findings
+from hess.reproduce.findings import findings, rule_text
 from hess.reproduce.heads import head_findings, head_rows
 from hess.reproduce.methods import METHODS, Calibrated, calibration_scenes, lines_of
 from hess.reproduce.plan import Choices, experiments_named
@@ -152,7 +152,9 @@ def test_wrong_experiments_are_refused() -> None:
         ({"methods": [method], "reference": "Uniform"}, "reference"),
         ({"methods": [method, method], "reference": "HeSS"}, "different"),
         ({"methods": [{**method, "profile": "p"}], "reference": "HeSS"}, "profile"),
-        ({"methods": [{**method, "expect": "good"}], "reference": "HeSS"}, "good"),
+        ({"methods": [{**method, "expect": {"auc_30": "good"}}], "reference": "HeSS"}, "good"),
+        ({"methods": [{**method, "expect": {"aoc": "same"}}], "reference": "HeSS"}, "aoc"),
+        ({"methods": [{**method, "expect": "same"}], "reference": "HeSS"}, "tiny"),
         ({"settings": [1]}, "t"),
         ({"methods": [{"label": "x"}]}, "method"),
     ):
@@ -277,10 +279,10 @@ def test_what_goes_wrong_in_a_process_is_told() -> None:
 
 
 def comparison(sparsity: float, difference: float, error: float | None) -> Comparison:
-    row = {"label": "HeSS", "block_sparsity": sparsity, "failed_scenes": []}
+    row = {"label": "HeSS", "block_sparsity": sparsity, "n_scenes": 8}
     return Comparison(
         row=row | {"sparse_ratio": sparsity, "cdf_threshold": None},
-        reference={"auc_30": 0.5, "ate_rmse": 0.2},
+        reference={"auc_30": 0.5, "ate_rmse": 0.2, "sparse_ratio": None, "cdf_threshold": None},
         metric="auc_30",
         difference=difference,
         error=error,
@@ -289,8 +291,9 @@ def comparison(sparsity: float, difference: float, error: float | None) -> Compa
 
 @pytest.fixture
 def small() -> Experiment:
-    methods = [{"method": "uniform"}, {"method": "hess", "expect": "better"}]
-    table = TINY | {"methods": methods, "reference": "Uniform", "metrics": ["auc_30"]}
+    methods = [{"method": "uniform"}, {"method": "hess", "expect": {"auc_30": "better"}}]
+    metrics = ["auc_30", "ate_rmse"]
+    table = TINY | {"methods": methods, "reference": "Uniform", "metrics": metrics}
     return experiment_from("tiny", table)
 
 
@@ -309,16 +312,115 @@ def test_findings_follow_the_numbers(small: Experiment) -> None:
     )
     (sentence,) = findings(small, [], found[:1] + found[-1:])
     assert "ahead at every block sparsity (0.70–0.80)" in sentence
-    (sentence,) = findings(small, [], [comparison(0.3, 0.1, None)])
-    assert "nothing is said" in sentence
+    # What goes beyond the paper's settings is not held against it.
+    (sentence,) = findings(small, [], [*found, comparison(0.9, 0.05, 0.01)])
+    assert sentence.endswith("here so at 2 of 4 settings, no clear difference at 1, worse at 1.")
     failed = {"label": "HeSS", "block_sparsity": 0.5, "failed_scenes": ["a", "b"]}
-    assert findings(small, [failed], []) == [
-        "HeSS at block sparsity 0.50 failed on 2 scenes, which are left out: a, b."
+    one = failed | {"failed_scenes": ["a"]}
+    assert findings(small, [failed, one], []) == [
+        "HeSS at block sparsity 0.50 failed on 2 scenes, which are left out: a, b.",
+        "HeSS at block sparsity 0.50 failed on 1 scene, which is left out: a.",
     ]
+    # No verdict in a metric of which the paper says nothing.
+    (sentence,) = findings(small, [], [replace(c, metric="ate_rmse") for c in found])
+    assert sentence.startswith("Trajectory error (ATE), HeSS beside Uniform: level at 0.20,")
+    assert "paper" not in sentence
+    # Draws of one setting that do not agree.
+    (sentence,) = findings(small, [], [found[0], comparison(0.8, -0.06, 0.02)])
+    assert "beside Uniform: mixed at 0.80;" in sentence
+    assert sentence.endswith("here so at 0 of 1 setting, mixed at 1.")
     # Errors shrink with quality, and their change is relative.
     worse = replace(comparison(0.5, 0.05, 0.01), metric="ate_rmse")
     assert worse.state == "behind"
     assert worse.change == pytest.approx((25.0, 5.0))
+
+
+def test_few_scenes_say_nothing(small: Experiment) -> None:
+    assert "over 8 scenes (not corrected" in rule_text([comparison(0.3, 0.1, 0.01)])
+    for count in (1, 7):
+        few = comparison(0.3, 0.1, None if count == 1 else 0.01)
+        few = replace(few, row=few.row | {"n_scenes": count})
+        assert findings(small, [], [few, replace(few, metric="ate_rmse")]) == [
+            f"Too few scenes to say where a method is ahead or behind ({count})."
+        ]
+        assert rule_text([few]) == ""
+
+
+def test_verdicts_follow_the_papers_numbers() -> None:
+    experiment = load_experiment("tableS1")
+
+    def found(metric: str) -> list[Comparison]:
+        at = [
+            {"label": "HeSS", "n_scenes": 9, "block_sparsity": i / 20}
+            | {"sparse_ratio": ratio, "cdf_threshold": threshold}
+            for i, (ratio, threshold) in enumerate(experiment.settings)
+        ]
+        return [
+            Comparison(
+                row=row,
+                reference=row | {metric: 1.0},
+                metric=metric,
+                difference=0.1,
+                error=0.01 if row["sparse_ratio"] > 0.5 else 0.2,
+            )
+            for row in at
+        ]
+
+    # Ours is larger everywhere, clearly so above a sparse ratio of 0.5, at 6 of the 16.
+    for metric, better, verdict in (
+        ("auc_30", 16, "agrees at 16 (6 beyond two standard errors) and is the other at 0 (0)."),
+        (
+            "chamfer_mean",
+            6,
+            "agrees at 10 (3 beyond two standard errors) and is the other at 6 (3).",
+        ),
+    ):
+        (sentence,) = findings(experiment, [], found(metric))
+        assert sentence.endswith(
+            f"The paper has it better at {better} and worse at {16 - better} of 16 settings; "
+            f"here the direction {verdict}"
+        )
+    (sentence,) = findings(experiment, [], found("point_error"))
+    assert "paper" not in sentence
+
+
+def test_no_verdict_where_the_paper_has_none() -> None:
+    said = {
+        (name, spec.label, metric)
+        for name in NAMES
+        for spec in load_experiment(name).methods
+        for metric in spec.expect
+    }
+    assert not [each for each in said if each[2] not in ("auc_30", "ate_rmse", "chamfer_mean")]
+    assert {(name, label) for name, label, _ in said} == {
+        ("fig7", "Head pruning (Michel et al.)"),
+        ("fig7", "Fisher mask (Kwon et al.)"),
+        ("fig9", "Reverse"),
+        ("fig10", load_experiment("fig10").methods[-1].label),
+        ("figS1", "Other procedural scenes"),
+        ("figS1", "1 real office"),
+        ("figS3", "λ = 0.5 (both)"),
+        ("figS3", "λ = 1 (camera only)"),
+    }
+
+
+def test_unequal_sparsity_is_pointed_out() -> None:
+    experiment = load_experiment("fig10")
+    label = experiment.methods[-1].label
+    setting = {"sparse_ratio": 0.5, "cdf_threshold": 0.9, "n_scenes": 9, "auc_30": 0.5}
+    pair = Comparison(
+        row=setting | {"label": label, "block_sparsity": 0.31},
+        reference=setting | {"label": "HeSS", "block_sparsity": 0.25},
+        metric="auc_30",
+        difference=-0.1,
+        error=0.01,
+    )
+    _, sentence = findings(experiment, [], [pair])
+    assert sentence.startswith(
+        f"{label} drops more blocks than HeSS at 1 of 1 setting (at most 0.31 beside 0.25)"
+    )
+    equal = replace(pair, row=pair.row | {"block_sparsity": 0.255})
+    assert len(findings(experiment, [], [equal])) == 1
 
 
 def test_tables_compare_with_the_paper() -> None:
@@ -377,13 +479,18 @@ def test_heat_map_page_counts_heads(profile: HessProfile) -> None:
     (sentence,) = [s for s in head_findings(profile) if s.startswith("HeSS of the point")]
     share = f"{top['point_score']:.0%} (H{top['head']} in GA {top['layer']})"
     assert share in sentence
+    even = f"{100 / profile.num_heads:.3g}%"
+    assert "the strongest head of a layer" in sentence
+    assert f"an even share is {even}" in sentence
 
 
 def test_clouds_and_heat_maps_are_written(tmp_path: Path) -> None:
     done = {each.name: each for each in reproduce(["fig5", "fig4"], tmp_path, Choices(scenes=1))}
     page = (tmp_path / "fig5" / "page.md").read_text(encoding="utf-8")
     assert "10.0%" in page  # of the dense model's points are green by construction
-    assert done["fig5"].findings[0].startswith("Points beyond the threshold")
+    assert done["fig5"].findings[0].startswith("Points beyond the threshold, mean of 1 scene ")
+    assert "Too few scenes to say where a method is ahead or behind (1)." in page
+    assert "model nano, data procedural-test, 1 scene.*" in page
     assert (tmp_path / "fig4" / "fig4.png").exists()
     assert "procedural-test, 1 scenes" not in (tmp_path / "fig4" / "page.md").read_text()
 

@@ -84,8 +84,9 @@ class Case:
             model, dataset, protocol, seed=0, batch_size=self.batch_size, sparsify_options={}
         )
         size = f"{self.scenes or 'all'}x{self.views}"
-        parts = (self.model, self.data, size, self.protocol, self.dtype)
-        name = "-".join(file_name(part) for part in parts if part not in (None, "float32"))
+        parts = (self.model, self.data, size, self.protocol, self.dtype, self.device)
+        usual = (None, "float32", "cpu")
+        name = "-".join(file_name(part) for part in parts if part not in usual)
         return Sidecar(folder / f"{name}.scenes.jsonl", config)
 
 

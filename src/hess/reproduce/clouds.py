@@ -93,7 +93,8 @@ def _of_scene(
         shown = colors
         if spec.color == "error":
             shown = wrong_in_green(colors, distance[i], threshold)
-            title += f": {share:.0%} wrong"
+            unit = " mm" if scene.unit == "mm" else ""
+            title += f": {share:.0%} beyond {threshold:.3g}{unit}"
         panels[i] = cloud.panel(title, aligned[i].numpy(), shown)
         shares.append(
             WrongShare(

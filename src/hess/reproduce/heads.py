@@ -29,8 +29,8 @@ def head_findings(profile: HessProfile) -> list[str]:
         most = int(largest.argmax())
         needed = [int((np.cumsum(np.sort(row)[::-1]) < 0.5).sum()) + 1 for row in table]
         sentences.append(
-            f"HeSS of the {name} error: the first head of a layer has {largest.mean():.0%} of its "
-            f"sensitivity on average (an even share is {1 / heads:.0%}), at most "
+            f"HeSS of the {name} error: the strongest head of a layer has {largest.mean():.0%} "
+            f"of its sensitivity on average (an even share is {100 / heads:.3g}%), at most "
             f"{largest[most]:.0%} (H{int(table[most].argmax()) + 1} in GA {most + 1}); half of "
             f"it is held by {np.mean(needed):.1f} of {heads} heads on average."
         )

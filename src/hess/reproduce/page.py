@@ -1,7 +1,9 @@
 """The page of an experiment: what the paper shows, what is found here, the numbers, and why."""
 
-from hess.reproduce.findings import RULE
+from hess.models.catalog import BUNDLED
+from hess.reproduce.findings import rule_text
 from hess.reproduce.product import Measured, Product
+from hess.reproduce.tables import count_text
 
 _EMBEDDED = (
     "The paper's models are VGGT-1B and π³ on photos of CO3Dv2 and DTU. {model} is a small model "
@@ -17,20 +19,29 @@ def make_page(measured: Measured, product: Product) -> str:
     parts = [
         f"# {experiment.name}: {experiment.title}",
         f"**{experiment.source}.** {experiment.shows}",
-        *(f"![{experiment.title}]({name})" for name in product.pictures),
+        *(f"![{experiment.title}]({name})\n\n*{_caption(measured)}*" for name in product.pictures),
         "## What is found here",
         "".join(f"- {sentence}\n" for sentence in product.findings),
-        *([RULE] if measured.comparisons else []),
+        *filter(None, [rule_text(measured.comparisons)]),
     ]
     for heading, table in product.tables.items():
         parts += [f"## {heading}", table]
     parts += ["## On what", "".join(f"- {line}\n" for line in _origin(measured, product))]
     reasons = [experiment.differs] if experiment.differs else []
-    if "nano" in model.model_name:
+    if model.model_name in BUNDLED:
         reasons.append(_EMBEDDED.format(model=model.model_name))
     if reasons:
         parts += ["## Why it may differ", " ".join(reasons)]
     return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
+
+
+def _caption(measured: Measured) -> str:
+    """Model and data of the pictures."""
+    model, dataset = measured.calibrated.model.model_name, measured.dataset
+    if not measured.experiment.is_measured:
+        return f"{measured.experiment.title}; model {model}."
+    scenes = count_text(len(dataset), "scene")
+    return f"{measured.experiment.title}; model {model}, data {dataset.name}, {scenes}."
 
 
 def _origin(measured: Measured, product: Product) -> list[str]:
@@ -39,13 +50,13 @@ def _origin(measured: Measured, product: Product) -> list[str]:
     lines = [f"Model: {measured.calibrated.model.model_name}."]
     if experiment.is_measured:
         lines += [
-            f"Data: {measured.dataset.name}, {len(measured.dataset)} scenes.",
+            f"Data: {measured.dataset.name}, {count_text(len(measured.dataset), 'scene')}.",
             f"Protocol: {measured.protocol.describe()}.",
         ]
     if profile is not None:
         calibrated_on = profile.provenance.get("dataset", {}).get("name", "unknown data")
         lines.append(
-            f"Profile: {len(profile.scenes)} scenes of {calibrated_on}, "
+            f"Profile: {count_text(len(profile.scenes), 'scene')} of {calibrated_on}, "
             f"λ = {profile.provenance['camera_weight']:g} unless said otherwise."
         )
     machine = common["machine"]

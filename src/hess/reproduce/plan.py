@@ -176,7 +176,7 @@ def _with_calibrations(experiment: Experiment, sources: Sequence[str]) -> Experi
                 method="hess",
                 label=source if Path(source).name in taken else Path(source).name,
                 color=color,
-                expect="same",
+                expect=dict.fromkeys(experiment.metrics, "same"),
                 profile=key,
                 options={},
             )

@@ -13,7 +13,7 @@ from hess.reproduce.heads import head_findings, head_rows, head_scores_of
 from hess.reproduce.methods import Calibrated, Line
 from hess.reproduce.profiles import rank_correlation
 from hess.reproduce.sweep import Comparison, Row
-from hess.reproduce.tables import markdown_table, metric_table, number_text
+from hess.reproduce.tables import count_text, markdown_table, metric_table, number_text
 from hess.reproduce.timing import runtime_findings, runtime_rows, runtime_table, seconds_of
 from hess.viz.differences import differences_figure
 from hess.viz.error_clouds import cloud_grid
@@ -150,8 +150,8 @@ def _green_sentence(shares: Sequence[WrongShare]) -> str:
         f"{label} {f'({setting}) ' if setting != '–' else ''}{sum(found) / len(found):.1%}"
         for (setting, label), found in groups.items()
     ]
-    scenes = len({each.scene for each in shares})
-    return f"Points beyond the threshold, mean of the {scenes} scenes shown: {', '.join(parts)}."
+    scenes = count_text(len({each.scene for each in shares}), "scene")
+    return f"Points beyond the threshold, mean of {scenes} shown: {', '.join(parts)}."
 
 
 def _heatmap(measured: Measured) -> Product:

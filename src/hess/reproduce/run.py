@@ -121,7 +121,8 @@ def _measured(planned: Planned, command: str) -> Measured:
     common: dict[str, Any] = {"experiment": experiment.name, "model": model.model_name}
     if store is not None:
         common |= {key: value for key, value in store.header.items() if key != "num_scenes"}
-    common |= provenance(next(model.parameters()).device).as_dict() | {"command": command}
+    origin = provenance(next(model.parameters()).device).as_dict()
+    common = origin | common | {"command": command}  # the commit that measured counts
     rows: list[Row] = []
     comparisons: list[Comparison] = []
     if store is not None:

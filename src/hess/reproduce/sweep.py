@@ -16,6 +16,9 @@ from hess.viz.tradeoff import column_name
 Row = dict[str, Any]
 State = Literal["ahead", "level", "behind"]
 
+NEAR = 0.05
+"""Methods without a common setting are compared up to this difference of block sparsity."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
@@ -87,7 +90,8 @@ def measured_rows(
     """A row per line with paired differences to the reference, and the comparisons behind them.
 
     A method that failed on every scene has a row without metrics. The reference of a row is the
-    reference method at the same setting, or else the one of nearest block sparsity.
+    reference method at the same setting, or else the one of nearest block sparsity, if that is not
+    farther away than :data:`NEAR`; a dense reference is everyone's.
     """
     results = [
         PolicyResults(
@@ -114,6 +118,9 @@ def measured_rows(
             same or candidates,
             key=lambda j: abs(rows[j]["block_sparsity"] - rows[i]["block_sparsity"]),
         )
+        gap = abs(rows[nearest]["block_sparsity"] - rows[i]["block_sparsity"])
+        if not same and lines[nearest].spec.method != "dense" and gap > NEAR:
+            continue
         for metric in protocol.metrics:
             ours, theirs = results[i].values(metric), results[nearest].values(metric)
             pairs = {scene: ours[scene] - theirs[scene] for scene in ours if scene in theirs}

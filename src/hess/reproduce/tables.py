@@ -34,12 +34,20 @@ def metric_table(
             setting_text(row),
             f"{row['block_sparsity']:.3f}",
             number_text(row[metric], row[f"{metric}_se"], 3 if is_auc else 4),
-            "–" if change is None else number_text(*change, 1, sign=True),
+            "–" if change is None else number_text(*change, 1, sign=True) + _partner(comparison),
         ]
         if numbers:
             line += _paper_cells(experiment, metric, row, change)
         body.append(line)
     return markdown_table(header, body)
+
+
+def _partner(comparison: Comparison | None) -> str:
+    """The reference's block sparsity where no common setting pairs the two."""
+    if comparison is None or comparison.row["sparse_ratio"] is not None:
+        return ""
+    reference = comparison.reference
+    return "" if reference["sparse_ratio"] is None else f" (at {reference['block_sparsity']:.3f})"
 
 
 def _paper_cells(
@@ -69,6 +77,11 @@ def setting_text(row: Row) -> str:
         if name in row["settings"]:
             return f"{name.replace('_', ' ')} {row['settings'][name]:g}"
     return "–"
+
+
+def count_text(count: int, noun: str) -> str:
+    """A number of things."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def number_text(
