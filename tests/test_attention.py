@@ -221,9 +221,9 @@ def test_scores_out_of_the_range_of_bfloat16(score) -> None:
     *_, v = torch.randn(3, 64, 64, generator=torch.Generator().manual_seed(0)).bfloat16()
     q, k = torch.full_like(v, score / 8), torch.ones_like(v)
     if products.has_products(q.dtype) and torch.cpu._is_avx512_bf16_supported():
-        assert products._attend_in_bfloat16(q / score, [64], [(k, v)]) is not None
-        assert products._attend_in_bfloat16(q, [64], [(k, v)]) is None
-        out = products.attend_by_products(q, k, v, [64], [64])
+        assert products._attend_in_bfloat16(q / score, [64], [products.Keys(k, v)]) is not None
+        assert products._attend_in_bfloat16(q, [64], [products.Keys(k, v)]) is None
+        out = products.attend_by_products(q, [64], [products.Keys(k, v)])
         torch.testing.assert_close(out, v.float().mean(0).expand(64, 64), rtol=0, atol=2e-3)
 
 

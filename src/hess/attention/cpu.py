@@ -24,7 +24,7 @@ from torch import Tensor
 from hess.attention.block_mask import BlockMask
 from hess.attention.cpu_pieces import Piece, Work
 from hess.attention.layout import TokenLayout
-from hess.attention.products import attend_by_products, has_products
+from hess.attention.products import Keys, attend_by_products, has_products
 from hess.errors import BackendUnavailableError
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -91,16 +91,21 @@ def cpu_attention(
 def _attend(piece: Piece, work: Work, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Outputs of a piece, [queries, d] in fp32 or fp64, of one head [S, d]."""
     q = q.index_select(0, piece.queries)
-    if piece.rows:
-        tokens = work.keys(piece.rows)
+    tokens = work.keys(piece.rows) if piece.rows else None
+    if piece.is_large and len(piece.sizes) == 1 and has_products(q.dtype):
+        return attend_by_products(q, piece.sizes, [Keys(k, v, tokens)])
+    if tokens is not None:
         k, v = k.index_select(0, tokens), v.index_select(0, tokens)
     if not piece.is_large:
         return _attend_by_torch(q, k, v, num_rows=len(piece.sizes))
     num_keys = [work.num_keys(row) for row in piece.rows] or [len(k)]
+    rows = [Keys(*row) for row in zip(k.split(num_keys), v.split(num_keys), strict=True)]
     if has_products(q.dtype):
-        return attend_by_products(q, k, v, piece.sizes, num_keys)
-    rows = zip(q.split(piece.sizes), k.split(num_keys), v.split(num_keys), strict=True)
-    return torch.cat([_attend_by_torch(*row, num_rows=1) for row in rows])
+        return attend_by_products(q, piece.sizes, rows)
+    queries = q.split(piece.sizes)
+    return torch.cat(
+        [_attend_by_torch(q, k, v, num_rows=1) for q, (k, v, _) in zip(queries, rows, strict=True)]
+    )
 
 
 def _attend_by_torch(q: Tensor, k: Tensor, v: Tensor, *, num_rows: int) -> Tensor:

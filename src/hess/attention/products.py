@@ -10,7 +10,8 @@ attention. Here no score is rounded.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,21 +31,37 @@ def has_products(dtype: torch.dtype) -> bool:
     return can_multiply and dtype in (torch.float32, torch.bfloat16, torch.float16)
 
 
-def attend_by_products(
-    q: Tensor, k: Tensor, v: Tensor, num_queries: list[int], num_keys: list[int]
-) -> Tensor:
-    """Dense attention of rows that lie one behind the other.
+class Keys(NamedTuple):
+    """What a row of queries attends to: all of ``k`` and ``v`` [keys, d], or those at ``tokens``.
+
+    The keys of a long row are copied part by part, so that a part is used while in the cache.
+    """
+
+    k: Tensor
+    v: Tensor
+    tokens: Tensor | None = None
+
+    def parts(self) -> Iterable[tuple[Tensor, Tensor]]:
+        """At most ``KEYS_AT_ONCE`` keys and values at a time."""
+        if self.tokens is not None:
+            for tokens in self.tokens.split(KEYS_AT_ONCE):
+                yield self.k.index_select(0, tokens), self.v.index_select(0, tokens)
+        else:
+            yield from zip(self.k.split(KEYS_AT_ONCE), self.v.split(KEYS_AT_ONCE), strict=True)
+
+
+def attend_by_products(q: Tensor, num_queries: list[int], rows: Sequence[Keys]) -> Tensor:
+    """Dense attention of rows of queries that lie one behind the other.
 
     Args:
         q: [sum of num_queries, d], in fp32, bf16 or fp16.
-        k, v: [sum of num_keys, d], in the type of ``q``.
-        num_queries, num_keys: of each row.
+        num_queries: of each row.
+        rows: what each attends to, in the type of ``q``.
 
     Returns:
         fp32 [sum of num_queries, d].
     """
     has_bfloat16 = q.dtype == torch.bfloat16 and torch.cpu._is_avx512_bf16_supported()
-    rows = list(zip(k.split(num_keys), v.split(num_keys), strict=True))
     if has_bfloat16:
         out = _attend_in_bfloat16(q, num_queries, rows)
         if out is not None:
@@ -52,19 +69,19 @@ def attend_by_products(
     # Powers of two are quicker than those of e.
     q = q.float() * (q.shape[-1] ** -0.5 / math.log(2))
     sums = [
-        _weighted_sum(queries, *row, has_bfloat16)
+        _weighted_sum(queries, row, has_bfloat16)
         for queries, row in zip(q.split(num_queries), rows, strict=True)
     ]
     outs, totals = zip(*sums, strict=True)
     return torch.cat(outs) / torch.cat(totals)
 
 
-def _weighted_sum(q: Tensor, k: Tensor, v: Tensor, has_bfloat16: bool) -> tuple[Tensor, Tensor]:
+def _weighted_sum(q: Tensor, keys: Keys, has_bfloat16: bool) -> tuple[Tensor, Tensor]:
     """Values summed with weights 2^(q kᵀ) over a common factor; sums of the weights [Sq, 1].
 
     Parts of the keys, each relative to the highest score in it, are joined as in flash attention.
     """
-    (out, total, top), *more = (_part_sum(q, *part, has_bfloat16) for part in _parts(k, v))
+    (out, total, top), *more = (_part_sum(q, *part, has_bfloat16) for part in keys.parts())
     for part_out, part_total, part_top in more:
         top, before = torch.maximum(top, part_top), top
         kept, added = torch.exp2(before - top), torch.exp2(part_top - top)
@@ -86,9 +103,7 @@ def _part_sum(
     return _product(weights, v.float().mT), total, top
 
 
-def _attend_in_bfloat16(
-    q: Tensor, num_queries: list[int], rows: list[tuple[Tensor, Tensor]]
-) -> Tensor | None:
+def _attend_in_bfloat16(q: Tensor, num_queries: list[int], rows: Sequence[Keys]) -> Tensor | None:
     """Attention with weights straight from the product, for scores in an ordinary range.
 
     sigmoid(score - SHIFT) is e^(score - SHIFT) as long as it is small. That one shift suits all
@@ -105,7 +120,7 @@ def _attend_in_bfloat16(
     outs, totals = [], []
     for queries, row in zip((q * scale).split(num_queries), rows, strict=True):
         sums = []
-        for k, v in _parts(*row):
+        for k, v in row.parts():
             weights = _product(queries, k, shift[: len(k)], "sigmoid")
             sums.append((weights @ v, weights.float().sum(-1)))
         (out, total), *more = sums
@@ -118,12 +133,6 @@ def _attend_in_bfloat16(
     if lowest >= MIN_TOTAL and highest <= MAX_TOTAL:
         return torch.cat(outs) / total
     return None
-
-
-def _parts(k: Tensor, v: Tensor) -> Iterable[tuple[Tensor, Tensor]]:
-    if len(k) <= KEYS_AT_ONCE:
-        return [(k, v)]
-    return zip(k.split(KEYS_AT_ONCE), v.split(KEYS_AT_ONCE), strict=True)
 
 
 def _product(a: Tensor, b: Tensor, bias: Tensor | None = None, then: str = "none") -> Tensor:
