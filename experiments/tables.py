@@ -146,7 +146,8 @@ def ablations(path: str) -> str:
     rows = read(path)
     variants: dict[str, dict[float, Row]] = {}
     for row in rows:
-        variants.setdefault(row["label"], {})[row["sparse_ratio"]] = row
+        name = row.get("label") or row["variant"]  # as older rows have it
+        variants.setdefault(name, {})[row["sparse_ratio"]] = row
     ratios = sorted({row["sparse_ratio"] for row in rows})
     header = ["variant"]
     for ratio in ratios:

@@ -618,7 +618,7 @@ def test_exit_code_of_the_process(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_ctrl_c_keeps_what_is_done(hess: Callable[..., Done], tmp_path: Path) -> None:
     path, partial = tmp_path / "a.hess", tmp_path / ".a.hess.partial"
-    scenes = ["--num-scenes", "16", "--views", "3"]
+    scenes = ["--num-scenes", "32", "--views", "3"]
     process = start("calibrate", "-o", path, *scenes)
     deadline = time.monotonic() + 300
     while not partial.exists():
@@ -631,10 +631,10 @@ def test_ctrl_c_keeps_what_is_done(hess: Callable[..., Done], tmp_path: Path) ->
     assert "stopped" in err
     assert "Traceback" not in err
     assert [*tree(tmp_path)] == [partial.name]
-    assert 1 <= len(HessProfile.load(partial).scenes) < 16
+    assert 1 <= len(HessProfile.load(partial).scenes) < 32
 
     # Another calibration is not mixed in.
-    other = hess("calibrate", "-o", path, "--num-scenes", "16", "--views", "4")
+    other = hess("calibrate", "-o", path, "--num-scenes", "32", "--views", "4")
     assert other.code == 1
     assert str(partial) in other.err
 
