@@ -99,6 +99,7 @@ class Reconstruct:
     json: Json = False
 
     def run(self) -> None:
+        from hess.models.catalog import BUNDLED
         from hess.models.loading import load_model
         from hess.reconstruction import reconstruct
         from hess.sparsification import BREAK_EVEN_TOKENS, sparsify
@@ -112,10 +113,10 @@ class Reconstruct:
         watch = Stopwatch()
         with watch.stage("load model"):
             model = load_model(self.model, device=self.device, dtype=self.dtype)
-        if self.model == "nano":
+        if self.model in BUNDLED:
             console.print(
-                "nano only knows made-up rooms at 48 pixels: on photos its cameras are wrong; "
-                "--model facebook/VGGT-1B or yyfz233/Pi3 is for real work",
+                f"{self.model} only knows made-up rooms at 48 pixels: on photos its cameras are "
+                "wrong; --model facebook/VGGT-1B or yyfz233/Pi3 is for real work",
                 highlight=False,
                 soft_wrap=True,
             )
