@@ -25,6 +25,7 @@ from hess.attention.block_sparse import (
     check_backend,
     resolve_backend,
 )
+from hess.attention.cpu_keys import HeadKeys
 from hess.attention.layout import TokenLayout
 from hess.attention.pooling import num_blocks
 from hess.attention.reference import reference_attention, token_mask
@@ -187,14 +188,15 @@ LARGE_LAYOUTS = {
     "one view": TokenLayout(num_views=1, grid_h=37, grid_w=23, num_special=5),
     "no specials": TokenLayout(num_views=2, grid_h=16, grid_w=32, num_special=0),
     "two parts of keys": TokenLayout(num_views=9, grid_h=15, grid_w=17, num_special=5),
+    "many specials": TokenLayout(num_views=5, grid_h=15, grid_w=17, num_special=500),
 }
 
 
 @pytest.mark.parametrize("with_products", [True, False])
 @pytest.mark.parametrize("layout", LARGE_LAYOUTS.values(), ids=LARGE_LAYOUTS.keys())
 def test_large_pieces_equal_attention_over_the_lists(layout, with_products, monkeypatch) -> None:
-    if not with_products:
-        monkeypatch.setattr(cpu, "has_products", lambda dtype: False)
+    """Products are right on every CPU, quick or not."""
+    monkeypatch.setattr(cpu, "has_products", lambda dtype: with_products)
     case = make_large_case(layout, batch=2)
     assert relative_error(cpu.cpu_attention(*case), attend_by_lists(case)) <= 1e-6
 
@@ -221,9 +223,10 @@ def test_scores_out_of_the_range_of_bfloat16(score) -> None:
     *_, v = torch.randn(3, 64, 64, generator=torch.Generator().manual_seed(0)).bfloat16()
     q, k = torch.full_like(v, score / 8), torch.ones_like(v)
     if products.has_products(q.dtype) and torch.cpu._is_avx512_bf16_supported():
-        assert products._attend_in_bfloat16(q / score, [64], [products.Keys(k, v)]) is not None
-        assert products._attend_in_bfloat16(q, [64], [products.Keys(k, v)]) is None
-        out = products.attend_by_products(q, [64], [products.Keys(k, v)])
+        row = HeadKeys(k, v, num_special=0, num_tokens=64, block_size=64).every_key()
+        assert products._attend_in_bfloat16(q / score, [64], [row]) is not None
+        assert products._attend_in_bfloat16(q, [64], [row]) is None
+        out = products.attend_by_products(q, [64], [row])
         torch.testing.assert_close(out, v.float().mean(0).expand(64, 64), rtol=0, atol=2e-3)
 
 

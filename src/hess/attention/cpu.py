@@ -5,8 +5,8 @@ How dropped blocks become saved time:
 - The work is cut into pieces, some query blocks of one head each. Threads take pieces from one
   list, heads with most blocks first, so that no head waits for another and what is taken last is
   small. A piece is computed in one thread, so the result does not depend on how many there are.
-- Large query blocks are attended to by matrix products (see ``products``), small ones with
-  equally many keys share one call of torch's attention.
+- Large query blocks are attended to by matrix products where these are quicker (see
+  ``products``); others with equally many keys share one call of torch's attention.
 - Only one thread can run Python at a time. So there are few calls to torch, and each takes long.
 - In half precision, scores and sums are fp32.
 """
@@ -22,9 +22,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hess.attention.block_mask import BlockMask
+from hess.attention.cpu_keys import HeadKeys, Row
 from hess.attention.cpu_pieces import Piece, Work
 from hess.attention.layout import TokenLayout
-from hess.attention.products import Keys, attend_by_products, has_products
+from hess.attention.products import attend_by_products, has_products
 from hess.errors import BackendUnavailableError
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -67,10 +68,17 @@ def cpu_attention(
         raise BackendUnavailableError(f"the cpu backend cannot run here: {reason}")
     batch, heads, tokens, dim = q.shape
     out = q.new_empty(batch, tokens, heads, dim).transpose(1, 2)
-    q_heads, k_heads, v_heads = (x.flatten(0, 1) for x in (q, k.contiguous(), v.contiguous()))
+    q_heads = q.flatten(0, 1)
     out_heads = [out[b, h] for b in range(batch) for h in range(heads)]
-    work = Work(mask, layout, block_size_q, block_size_kv, dim)
+    sizes = block_size_q, block_size_kv, dim
+    work = Work(mask, layout, *sizes, has_large=has_products(q.dtype))
     pieces = deque(work.pieces())
+    k_heads, v_heads = k.flatten(0, 1), v.flatten(0, 1)
+
+    # The copies of some heads only, for heads are taken one after the other.
+    @functools.lru_cache(max(2, torch.get_num_threads()))
+    def keys_of(head: int) -> HeadKeys:
+        return HeadKeys.of(k_heads[head], v_heads[head], layout, block_size_kv)
 
     def compute_pieces() -> None:
         # Gradients are switched off per thread. ``out`` may be an inference tensor.
@@ -81,31 +89,25 @@ def cpu_attention(
                 except IndexError:  # another thread was quicker
                     return
                 i = piece.head
-                result = _attend(piece, work, q_heads[i], k_heads[i], v_heads[i])
+                result = _attend(piece, work, q_heads[i], keys_of(i))
                 out_heads[i].index_copy_(0, piece.queries, result.to(out.dtype))
 
     _in_threads(compute_pieces)
     return out
 
 
-def _attend(piece: Piece, work: Work, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Outputs of a piece, [queries, d] in fp32 or fp64, of one head [S, d]."""
+def _attend(piece: Piece, work: Work, q: Tensor, keys: HeadKeys) -> Tensor:
+    """Outputs of a piece, [queries, d] in fp32 or fp64, of one head with queries [S, d]."""
     q = q.index_select(0, piece.queries)
-    tokens = work.keys(piece.rows) if piece.rows else None
-    if piece.is_large and len(piece.sizes) == 1 and has_products(q.dtype):
-        return attend_by_products(q, piece.sizes, [Keys(k, v, tokens)])
-    if tokens is not None:
-        k, v = k.index_select(0, tokens), v.index_select(0, tokens)
-    if not piece.is_large:
-        return _attend_by_torch(q, k, v, num_rows=len(piece.sizes))
-    num_keys = [work.num_keys(row) for row in piece.rows] or [len(k)]
-    rows = [Keys(*row) for row in zip(k.split(num_keys), v.split(num_keys), strict=True)]
-    if has_products(q.dtype):
-        return attend_by_products(q, piece.sizes, rows)
-    queries = q.split(piece.sizes)
-    return torch.cat(
-        [_attend_by_torch(q, k, v, num_rows=1) for q, (k, v, _) in zip(queries, rows, strict=True)]
-    )
+    if piece.is_large:
+        rows = [Row(keys, work.blocks(row), work.num_patches(row)) for row in piece.rows]
+        return attend_by_products(q, piece.sizes, rows or [keys.every_key()])
+    if not piece.rows:
+        return _attend_by_torch(q, *keys.every_key().whole(), num_rows=1)
+    blocks = torch.cat([work.blocks(row) for row in piece.rows])
+    num_rows = len(piece.rows)
+    copies = keys.copy_rows(blocks, num_rows, work.num_patches(piece.rows[0]))
+    return _attend_by_torch(q, *copies, num_rows=num_rows)
 
 
 def _attend_by_torch(q: Tensor, k: Tensor, v: Tensor, *, num_rows: int) -> Tensor:

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from hess.attention.block_mask import BlockMask
@@ -14,7 +13,8 @@ DENSE_QUERIES = 256
 """Dense queries in one piece."""
 
 LARGE_ROW = 2**21
-"""Multiplications for the scores of a query block from which on it counts as large."""
+"""Multiplications for the scores of a query block from which on it counts as large, on processors
+with products of their own (see ``products``); elsewhere none does."""
 
 LARGE_PIECE = 2**19
 """Scores from which on no large query block is added to a piece."""
@@ -31,7 +31,7 @@ class Piece(NamedTuple):
         queries: tokens of the queries, block after block, int64.
         sizes: queries of each block.
         rows: the row of the mask that lists the keys of each block; none: one block, all keys.
-        is_large: whether each block is worth calls of its own. If not, all of them have equally
+        is_large: whether each block gets products of its own. If not, all of them have equally
             many queries and see equally many keys.
     """
 
@@ -47,6 +47,7 @@ class Work:
 
     Args:
         head_dim: numbers per query.
+        has_large: whether large query blocks are told apart.
         others: as for a backend.
     """
 
@@ -57,14 +58,15 @@ class Work:
         block_size_q: int,
         block_size_kv: int,
         head_dim: int,
+        *,
+        has_large: bool,
     ) -> None:
         self._mask = mask
+        self._has_large = has_large
         self._layout = layout
         self._head_dim = head_dim
         self._query_blocks = layout.patch_index.split(block_size_q)
         tail_gap = -layout.num_patch_tokens % block_size_kv
-        # A partial last block reads the first patch again, but that is cut off.
-        self._tokens_of_block = F.pad(layout.patch_index, (0, tail_gap)).view(-1, block_size_kv)
         self._starts = mask.row_offsets.tolist()
         patches = mask.counts * block_size_kv - mask.selects_last * tail_gap
         self._patches_of_row: list[int] = patches.flatten().tolist()
@@ -73,14 +75,13 @@ class Work:
         """Keys that a row of the mask sees, special tokens included."""
         return self._patches_of_row[row] + self._layout.num_special_tokens
 
-    def keys(self, rows: list[int]) -> Tensor:
-        """Tokens of the keys that ``rows`` of the mask see, row after row: int64."""
-        lists = [self._mask.indices[self._starts[r] : self._starts[r + 1]] for r in rows]
-        tokens = self._tokens_of_block.index_select(0, torch.cat(lists))
-        parts = []
-        for row, patches in zip(rows, tokens.split([len(x) for x in lists]), strict=True):
-            parts += [patches.view(-1)[: self._patches_of_row[row]], self._layout.special_index]
-        return torch.cat(parts)
+    def num_patches(self, row: int) -> int:
+        """Patches among them."""
+        return self._patches_of_row[row]
+
+    def blocks(self, row: int) -> Tensor:
+        """Key blocks that a row of the mask lists: int32, ascending."""
+        return self._mask.indices[self._starts[row] : self._starts[row + 1]]
 
     def pieces(self) -> Iterator[Piece]:
         """Heads with most blocks first, in a head the dense queries first."""
@@ -113,7 +114,7 @@ class Work:
             yield Piece(head, queries, [sizes[row] for row in rows], rows, is_large)
 
     def _is_large(self, num_queries: int, num_keys: int) -> bool:
-        return num_queries * num_keys * self._head_dim >= LARGE_ROW
+        return self._has_large and num_queries * num_keys * self._head_dim >= LARGE_ROW
 
 
 def _cut(rows: list[int], size: Callable[[int], int], enough: int) -> list[list[int]]:

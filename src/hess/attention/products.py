@@ -1,8 +1,9 @@
 """Dense attention of a few queries on a CPU, as matrix products in one thread.
 
-torch's own attention is slower on CPUs for two reasons. On AMD's processors its fp32 products run
-at half speed, as MKL computes them; oneDNN does not have that trouble. And in bfloat16 it widens
-everything, though processors multiply bfloat16 several times as fast.
+On CPUs with AVX-512, torch's own attention is slower for two reasons. On AMD's, its fp32 products
+run at half speed, as MKL computes them; oneDNN does not have that trouble. And in bfloat16 it
+widens everything, though these processors multiply bfloat16 several times as fast. Where there is
+AVX2 only, neither holds, and torch's attention is quicker.
 
 Two plain products and a softmax would not do in bfloat16: scores rounded to it, as by
 ``torch.mm``, make an error that grows with the scores and is soon ten times that of torch's
@@ -10,15 +11,12 @@ attention. Here no score is rounded.
 """
 
 import math
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-KEYS_AT_ONCE = 2048
-"""Keys whose scores are held at once, so that they stay in the cache. As this is fixed, products
-come in few shapes; oneDNN spends half a millisecond on each new one."""
+from hess.attention.cpu_keys import Row
 
 SHIFT, MIN_TOTAL, MAX_TOTAL = 56.0, 1e-30, 1e-5
 """See :func:`_attend_in_bfloat16`. The log-sum-exp of the scores may lie between -13 and 44."""
@@ -26,31 +24,12 @@ SHIFT, MIN_TOTAL, MAX_TOTAL = 56.0, 1e-30, 1e-5
 
 def has_products(dtype: torch.dtype) -> bool:
     """Whether :func:`attend_by_products` runs on this processor, with this torch and type."""
-    is_x86 = torch.backends.cpu.get_cpu_capability().startswith("AVX")
-    can_multiply = is_x86 and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    has_avx512 = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+    can_multiply = has_avx512 and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     return can_multiply and dtype in (torch.float32, torch.bfloat16, torch.float16)
 
 
-class Keys(NamedTuple):
-    """What a row of queries attends to: all of ``k`` and ``v`` [keys, d], or those at ``tokens``.
-
-    The keys of a long row are copied part by part, so that a part is used while in the cache.
-    """
-
-    k: Tensor
-    v: Tensor
-    tokens: Tensor | None = None
-
-    def parts(self) -> Iterable[tuple[Tensor, Tensor]]:
-        """At most ``KEYS_AT_ONCE`` keys and values at a time."""
-        if self.tokens is not None:
-            for tokens in self.tokens.split(KEYS_AT_ONCE):
-                yield self.k.index_select(0, tokens), self.v.index_select(0, tokens)
-        else:
-            yield from zip(self.k.split(KEYS_AT_ONCE), self.v.split(KEYS_AT_ONCE), strict=True)
-
-
-def attend_by_products(q: Tensor, num_queries: list[int], rows: Sequence[Keys]) -> Tensor:
+def attend_by_products(q: Tensor, num_queries: list[int], rows: Sequence[Row]) -> Tensor:
     """Dense attention of rows of queries that lie one behind the other.
 
     Args:
@@ -76,12 +55,12 @@ def attend_by_products(q: Tensor, num_queries: list[int], rows: Sequence[Keys]) 
     return torch.cat(outs) / torch.cat(totals)
 
 
-def _weighted_sum(q: Tensor, keys: Keys, has_bfloat16: bool) -> tuple[Tensor, Tensor]:
+def _weighted_sum(q: Tensor, row: Row, has_bfloat16: bool) -> tuple[Tensor, Tensor]:
     """Values summed with weights 2^(q kᵀ) over a common factor; sums of the weights [Sq, 1].
 
     Parts of the keys, each relative to the highest score in it, are joined as in flash attention.
     """
-    (out, total, top), *more = (_part_sum(q, *part, has_bfloat16) for part in keys.parts())
+    (out, total, top), *more = (_part_sum(q, *part, has_bfloat16) for part in row.parts())
     for part_out, part_total, part_top in more:
         top, before = torch.maximum(top, part_top), top
         kept, added = torch.exp2(before - top), torch.exp2(part_top - top)
@@ -103,7 +82,7 @@ def _part_sum(
     return _product(weights, v.float().mT), total, top
 
 
-def _attend_in_bfloat16(q: Tensor, num_queries: list[int], rows: Sequence[Keys]) -> Tensor | None:
+def _attend_in_bfloat16(q: Tensor, num_queries: list[int], rows: Sequence[Row]) -> Tensor | None:
     """Attention with weights straight from the product, for scores in an ordinary range.
 
     sigmoid(score - SHIFT) is e^(score - SHIFT) as long as it is small. That one shift suits all
@@ -116,12 +95,11 @@ def _attend_in_bfloat16(q: Tensor, num_queries: list[int], rows: Sequence[Keys])
     scale = q.shape[-1] ** -0.5
     if math.frexp(scale)[0] != 0.5:  # scaling would round
         return None
-    shift = q.new_full((KEYS_AT_ONCE,), -SHIFT)
     outs, totals = [], []
     for queries, row in zip((q * scale).split(num_queries), rows, strict=True):
         sums = []
         for k, v in row.parts():
-            weights = _product(queries, k, shift[: len(k)], "sigmoid")
+            weights = _product(queries, k, q.new_full((len(k),), -SHIFT), "sigmoid")
             sums.append((weights @ v, weights.float().sum(-1)))
         (out, total), *more = sums
         for part_out, part_total in more:

@@ -45,6 +45,7 @@ def origin(device: torch.device, command: str) -> Row:
     machine = {
         **found["machine"],  # type: ignore[dict-item]
         "cpu": _cpu_name(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "python": platform.python_version(),
         "triton": _version("triton"),
         "cuda": torch.version.cuda,
