@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from hess import datasets, policies
-    from hess.calibration import CalibrationConfig, calibrate
+    from hess.calibration import CalibrationConfig, ProbeConfig, calibrate
     from hess.evaluation.evaluate import evaluate
     from hess.models.loading import from_upstream, load_model
     from hess.reconstruction import Reconstruction, reconstruct
@@ -31,6 +31,7 @@ except PackageNotFoundError:  # run from a source tree that is not installed
 
 _HOME = {
     "CalibrationConfig": "hess.calibration",
+    "ProbeConfig": "hess.calibration",
     "HessProfile": "hess.sensitivity.profile",
     "Reconstruction": "hess.reconstruction",
     "calibrate": "hess.calibration",
@@ -46,6 +47,7 @@ _PACKAGES = ("datasets", "errors", "policies")
 __all__ = [
     "CalibrationConfig",
     "HessProfile",
+    "ProbeConfig",
     "Reconstruction",
     "calibrate",
     "datasets",

@@ -1,7 +1,7 @@
 """Stage 1 of HeSS: measure how sharply a model's errors react to each attention head."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,9 @@ from hess.datasets.scene import Dataset, Scene
 from hess.errors import AlignmentError, DatasetError, ProfileError
 from hess.models.base import Model
 from hess.models.swap import check_dense
-from hess.sensitivity.fisher import FisherProbe, fisher_probe, weight_norms
+from hess.sensitivity.fisher import FisherProbe, FisherTraces, fisher_probe, weight_norms
 from hess.sensitivity.profile import HessProfile, SceneRecord, model_fingerprint
+from hess.sensitivity.random_errors import ProbeConfig, random_errors
 from hess.sensitivity.scene_errors import CalibrationConfig, scene_errors
 
 Progress = Callable[[int, int, str], None]
@@ -32,13 +33,13 @@ class _SceneResult:
 def calibrate(
     model: Model,
     dataset: Dataset,
-    config: CalibrationConfig | None = None,
+    config: CalibrationConfig | ProbeConfig | None = None,
     *,
     checkpoint: str | Path | None = None,
     progress: Progress | None = None,
     recompute: bool = True,
 ) -> HessProfile:
-    """Measure the Fisher traces of all heads over a data set with ground truth.
+    """Measure the Fisher traces of all heads over a data set.
 
     One forward and one backward per error for each scene, in float32 and evaluation mode; the
     model is left as it was. The result depends on nothing but model, data and settings: on the
@@ -47,8 +48,10 @@ def calibrate(
     Args:
         model: its device is where the work is done.
         dataset: scenes with poses, images at the model's input size. Scenes without depth give
-            the camera error only, and need three views that are not on one line.
-        config: settings; None takes the defaults.
+            the camera error only, and need three views that are not on one line. Where the
+            configuration asks for no ground truth, any photos.
+        config: settings; a :class:`ProbeConfig` calibrates without ground truth, None is the
+            paper's way with its defaults.
         checkpoint: file that holds the partial profile after every scene. A run that finds it
             continues there, and ends with the same bytes as one that was never interrupted.
         progress: called after every scene.
@@ -92,7 +95,10 @@ def calibrate(
             try:
                 scene = dataset[index]
                 name = scene.name
-                results.append(_measure(model, probe, scene, config))
+                if isinstance(config, ProbeConfig):
+                    results.append(_measure_probes(model, probe, scene, config, index))
+                else:
+                    results.append(_measure(model, probe, scene, config))
             except (AlignmentError, DatasetError, ProfileError) as error:
                 failed.append((name, str(error)))
             probe.clear()
@@ -116,10 +122,7 @@ def _measure(
     measured = [probe.traces(errors.camera, errors.layout, last=point is None)]
     if point is not None:
         measured.append(probe.traces(point.error, errors.layout, last=True))
-    traces = torch.stack([m.traces for m in measured])
-    patch_traces = torch.stack([m.patch_traces for m in measured])
-    if not bool(torch.isfinite(traces).all() & torch.isfinite(patch_traces).all()):
-        raise ProfileError(f"scene {scene.name!r}: the gradients are not finite")
+    traces, patch_traces = _stacked(measured, scene)
     if point is None:
         traces = torch.cat((traces, torch.full_like(traces, torch.nan)))
         patch_traces = torch.cat((patch_traces, torch.full_like(patch_traces, torch.nan)))
@@ -138,7 +141,35 @@ def _measure(
     return _SceneResult(traces=traces, patch_traces=patch_traces, record=record)
 
 
-def _provenance(model: Model, dataset: Dataset, config: CalibrationConfig) -> dict[str, Any]:
+def _measure_probes(
+    model: Model, probe: FisherProbe, scene: Scene, config: ProbeConfig, index: int
+) -> _SceneResult:
+    """Traces of random errors, mean over probes."""
+    layout = model.token_layout(scene.images.unsqueeze(0))
+    pairs = list(random_errors(model, scene, config, index))
+    draws = []
+    for number, (camera, point) in enumerate(pairs, 1):
+        last = number == len(pairs)
+        measured = [probe.traces(camera, layout, last=False)]
+        measured.append(probe.traces(point, layout, last=last))
+        draws.append(_stacked(measured, scene))
+    traces, patch_traces = (torch.stack(parts).mean(0) for parts in zip(*draws, strict=True))
+    record = SceneRecord(name=scene.name, num_views=scene.num_views)
+    return _SceneResult(traces=traces, patch_traces=patch_traces, record=record)
+
+
+def _stacked(measured: Sequence[FisherTraces], scene: Scene) -> tuple[Tensor, Tensor]:
+    """Traces and patch traces with the errors in dimension 0."""
+    traces = torch.stack([m.traces for m in measured])
+    patch_traces = torch.stack([m.patch_traces for m in measured])
+    if not bool(torch.isfinite(traces).all() & torch.isfinite(patch_traces).all()):
+        raise ProfileError(f"scene {scene.name!r}: the gradients are not finite")
+    return traces, patch_traces
+
+
+def _provenance(
+    model: Model, dataset: Dataset, config: CalibrationConfig | ProbeConfig
+) -> dict[str, Any]:
     """All that decides the profile's content, as JSON values."""
     provenance = {
         "model_name": model.model_name,
@@ -150,6 +181,8 @@ def _provenance(model: Model, dataset: Dataset, config: CalibrationConfig) -> di
         "device": next(model.parameters()).device.type,
         "versions": {"hess": hess.__version__, "torch": torch.__version__},
     }
+    if isinstance(config, ProbeConfig):
+        provenance["kind"] = "label-free"
     # Through JSON, so that it equals what is read back from a checkpoint (tuples become lists).
     try:
         normalised: dict[str, Any] = json.loads(json.dumps(provenance, allow_nan=False))

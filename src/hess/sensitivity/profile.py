@@ -35,6 +35,8 @@ _METADATA_KEY = "hess_profile"  # one key only: safetensors writes several in ra
 class SceneRecord:
     """What calibration saw in one scene; lengths in the normalised unit of the scene.
 
+    A calibration without ground truth knows the first two only; the others are None.
+
     Args:
         name: of the scene.
         num_views: photos in it.
@@ -49,19 +51,22 @@ class SceneRecord:
 
     name: str
     num_views: int
-    camera_error: float
-    point_error: float | None
-    inlier_share: float | None
-    aligned_on: str
-    alignment_scale: float
-    icp_used: bool
-    rmse_before: float | None
-    rmse_after: float | None
+    camera_error: float | None = None
+    point_error: float | None = None
+    inlier_share: float | None = None
+    aligned_on: str | None = None
+    alignment_scale: float | None = None
+    icp_used: bool | None = None
+    rmse_before: float | None = None
+    rmse_after: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class HessProfile:
     """Raw Fisher traces of every scene; scores are views on them.
+
+    Of a calibration without ground truth they are traces of random errors, see
+    :mod:`hess.sensitivity.random_errors`.
 
     Args:
         traces: float64 [scene, error, projection, layer, head], errors (camera, point),
@@ -71,7 +76,8 @@ class HessProfile:
         scenes: one record per scene.
         failed: (scene name, reason) of the scenes that gave no traces.
         provenance: JSON object; holds at least ``model_name``, ``model_fingerprint``,
-            ``camera_weight`` (the model's default) and ``num_scenes`` (planned).
+            ``camera_weight`` (the model's default) and ``num_scenes`` (planned). ``kind`` is
+            "label-free" if no ground truth was used; without it the profile is the paper's.
 
     Raises:
         ProfileError: tensors have the wrong type, shape or range, or a key is missing.
@@ -121,6 +127,11 @@ class HessProfile:
     @property
     def num_heads(self) -> int:
         return self.traces.shape[-1]
+
+    @property
+    def kind(self) -> str:
+        """ "label-free", or "ground truth" as in the paper."""
+        return str(self.provenance.get("kind", "ground truth"))
 
     @property
     def is_complete(self) -> bool:
