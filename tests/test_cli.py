@@ -26,6 +26,7 @@ from plyfile import PlyData
 from hess.cli.main import VERBS, main
 from hess.models.loading import load_model, read_training_record
 from hess.sensitivity.profile import HessProfile
+from test_video import write_video
 
 SMALL = ["--num-scenes", "2", "--views", "3"]
 SETTING = ["--settings", "0.8", "0.4", "--random-seeds", "0"]
@@ -183,6 +184,34 @@ def test_calibrate_on_the_bundled_capture(hess: Callable[..., Done], tmp_path: P
     assert len(profile.scenes) == 2
     assert json.loads(done.out)["point_score"] is not None
     assert all(scene.point_error is not None for scene in profile.scenes)
+
+
+@pytest.mark.slow
+def test_calibrate_on_photos_alone(
+    hess: Callable[..., Done], tmp_path: Path, photos: Path
+) -> None:
+    output = tmp_path / "photos.hess"
+    done = hess("calibrate", "--images", photos, "--views", 3, "-o", output, "--json")
+    assert done.code == 0, done.err
+    summary = json.loads(done.out)
+    assert (summary["kind"], summary["num_scenes"]) == ("label-free", 1)
+    video = write_video(tmp_path / "clip.mp4", 4)
+    done = hess("calibrate", "--images", video, "--views", 2, "--num-scenes", 2, "-o", output)
+    assert done.code == 0, done.err
+    assert "without ground truth" in done.err
+    assert [path.name for path in tmp_path.glob("*.hess*")] == ["photos.hess"]
+    assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_calibrate_on_nothing_or_on_two_things(hess: Callable[..., Done], tmp_path: Path) -> None:
+    output = tmp_path / "a.hess"
+    both = hess("calibrate", "--images", "a", "--data", "b", "-o", output)
+    assert both.code == 2
+    assert "give one of them" in both.err
+    nothing = hess("calibrate", "--images", tmp_path / "missing", "-o", output)
+    assert nothing.code == 1
+    assert "missing" in nothing.err
+    assert not output.exists()
 
 
 def test_evaluate_writes_rows_and_continues(hess: Callable[..., Done], tmp_path: Path) -> None:

@@ -59,6 +59,7 @@ def profile_summary(profile: "HessProfile") -> dict[str, Any]:
     camera, point = score_pair(profile)
     summary: dict[str, Any] = {
         "model": profile.provenance["model_name"],
+        "kind": profile.kind,
         "dataset": profile.provenance["dataset"],
         "num_scenes": len(profile.scenes),
         "failed_scenes": [list(pair) for pair in profile.failed],
@@ -84,6 +85,8 @@ def print_profile(profile: "HessProfile") -> None:
         cells = [_shade(share, heads) for share in row]
         rows.append([f"GA {layer_idx + 1}", *cells, f"{max(row):.0%}", f"{1 / heads:.0%}"])
     print_table(rows, f"Head Sensitivity Score of {summary['model']} (percent of the layer)")
+    if profile.kind == "label-free":
+        console.print("Calibrated without ground truth: on noise instead of errors.")
     for error in ("camera", "point"):
         if f"{error}_effective_scenes" in summary:
             console.print(
