@@ -16,6 +16,10 @@ class FixedScores:
         self.asked = view
         return self.table
 
+    def layer_shares(self, camera_weight: float | None = None) -> Tensor:
+        sums = self.table.double().sum(1)
+        return sums / sums.sum()
+
     def check_model(self, model: Model) -> None:
         found = (len(model.global_attention_sites()), model.num_heads)
         if found != tuple(self.table.shape):

@@ -75,6 +75,30 @@ class PooledScores:
                 first = h * q_blocks + i
                 yield slice(first, first + len(logits)), logits
 
+    def row_chunks(self, max_entries: int) -> Iterator[tuple[slice, Tensor]]:
+        """All heads of some query blocks at a time: slices of them, and logits
+        [B, heads, query blocks, kv_blocks].
+
+        Args:
+            max_entries: logits that a chunk may have; one query block of all heads may have more.
+        """
+        batch, heads, q_blocks, kv_blocks = self.shape
+        at_once = max(1, max_entries // (batch * heads * kv_blocks))
+        for i in range(0, q_blocks, at_once):
+            rows = slice(i, min(i + at_once, q_blocks))
+            logits = self._logits(slice(None), rows)
+            yield rows, logits.view(batch, heads, -1, kv_blocks)
+
+    def sampled_rows(self, count: int) -> Tensor:
+        """Logits of at most ``count`` query blocks of every head, spread evenly:
+        [B, heads, query blocks, kv_blocks]."""
+        batch, heads, q_blocks, kv_blocks = self.shape
+        count = min(count, q_blocks)
+        rows = (torch.arange(count, device=self.device) * 2 + 1) * q_blocks // (2 * count)
+        q, k = self._flat_means
+        with torch.autocast(self.device.type, enabled=False):
+            return (q[:, rows] @ k.mT).view(batch, heads, count, kv_blocks)
+
     @cached_property
     def _whole(self) -> Tensor:
         return self._logits(slice(None), slice(None))

@@ -20,7 +20,7 @@ def count_within(logits: Tensor, mass: float) -> Tensor:
     Returns:
         int64 [rows].
     """
-    probs = _largest(logits.softmax(-1), logits.shape[-1])
+    probs = largest(logits.softmax(-1), logits.shape[-1])
     return (probs.cumsum(-1, dtype=torch.float64) <= mass).sum(-1)
 
 
@@ -30,7 +30,7 @@ def probability_at(logits: Tensor, ranks: Tensor) -> Tensor:
     Returns:
         [rows], type of ``logits``.
     """
-    best = _largest(logits.softmax(-1), int(ranks.max()) + 1)
+    best = largest(logits.softmax(-1), int(ranks.max()) + 1)
     return best.gather(-1, ranks[:, None]).squeeze(-1)
 
 
@@ -44,7 +44,7 @@ def write_lists(logits: Tensor, row_offsets: Tensor, indices: Tensor) -> None:
         indices: int32, the lists of all rows.
     """
     counts = row_offsets.diff()[:, None]
-    best = _largest(logits, int(counts.max()))
+    best = largest(logits, int(counts.max()))
     last = best.gather(-1, (counts - 1).clamp_min(0))
     above, ties = logits > last, logits == last
     room = counts - above.sum(-1, keepdim=True)
@@ -53,8 +53,8 @@ def write_lists(logits: Tensor, row_offsets: Tensor, indices: Tensor) -> None:
     indices[begin:end] = taken.nonzero()[:, 1]
 
 
-def _largest(x: Tensor, number: int) -> Tensor:
-    """At least so many (and one) of the largest of each row, in descending order."""
+def largest(x: Tensor, number: int) -> Tensor:
+    """At least so many (and one) of the largest in the last dimension, in descending order."""
     if x.device.type == "cpu":  # numpy sorts some twenty times as fast as torch
         return torch.from_numpy(np.sort(x.numpy(), axis=-1)).flip(-1)
     if 4 * number < x.shape[-1]:  # where that is quicker

@@ -44,6 +44,11 @@ class MadeUpScores:
         layers = len(self.model.global_attention_sites())
         return (1.5 * torch.randn(layers, self.model.num_heads, generator=generator)).exp()
 
+    def layer_shares(self, camera_weight: float | None = None) -> Tensor:
+        """All layers alike."""
+        layers = len(self.model.global_attention_sites())
+        return torch.full((layers,), 1 / layers, dtype=torch.float64)
+
     def check_model(self, model: Model) -> None:
         """Any model of the same size will do."""
 

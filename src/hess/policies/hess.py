@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from hess.policies.scored import ScoredPolicy
+from hess.policies.head_budgets import HeadBudgets
 
 
 @dataclass(frozen=True, eq=False)
-class HeSS(ScoredPolicy):
-    """HeSS-guided sparsification (Sec. 3.3); arguments as :class:`ScoredPolicy`.
+class HeSS(HeadBudgets):
+    """HeSS-guided sparsification (Sec. 3.3); arguments as :class:`HeadBudgets`.
 
     Example:
         ``HeSS(profile, sparse_ratio=0.8, cdf_threshold=0.4)``

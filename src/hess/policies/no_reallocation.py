@@ -6,12 +6,12 @@ from typing import ClassVar
 from torch import Tensor
 
 from hess.allocation import round_budgets, water_fill
-from hess.policies.scored import ScoredPolicy
+from hess.policies.head_budgets import HeadBudgets
 
 
 @dataclass(frozen=True, eq=False)
-class NoReallocation(ScoredPolicy):
-    """HeSS without its second step; arguments as :class:`ScoredPolicy`.
+class NoReallocation(HeadBudgets):
+    """HeSS without its second step; arguments as :class:`HeadBudgets`.
 
     Realised sparsity is higher than that of HeSS wherever a head is full.
     """

@@ -6,12 +6,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from hess.policies.scored import ScoredPolicy
+from hess.policies.head_budgets import HeadBudgets
 
 
 @dataclass(frozen=True, eq=False)
-class RandomScores(ScoredPolicy):
-    """HeSS with the scores of each layer permuted; other arguments as :class:`ScoredPolicy`.
+class RandomScores(HeadBudgets):
+    """HeSS with the scores of each layer permuted; other arguments as :class:`HeadBudgets`.
 
     Args:
         seed: says which permutations; the same seed gives the same ones.

@@ -6,12 +6,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from hess.policies.scored import ScoredPolicy
+from hess.policies.head_budgets import HeadBudgets
 
 
 @dataclass(frozen=True, eq=False)
-class Reverse(ScoredPolicy):
-    """HeSS with the ranking of each layer inverted; arguments as :class:`ScoredPolicy`.
+class Reverse(HeadBudgets):
+    """HeSS with the ranking of each layer inverted; arguments as :class:`HeadBudgets`.
 
     The highest score goes to the least sensitive head, the second highest to the second least
     sensitive, and so on: the same set of budgets, given to the wrong heads.

@@ -1,4 +1,4 @@
-"""What all score-driven policies share: the baseline's budget, divided among heads by a score."""
+"""What all score-driven policies share: scores of the heads, and the budget of the baseline."""
 
 import hashlib
 from dataclasses import KW_ONLY, dataclass, field, fields
@@ -7,15 +7,8 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from hess.allocation import allocate
-from hess.attention.block_mask import BlockMask
 from hess.attention.pooled_scores import PooledScores
-from hess.attention.selection import (
-    baseline_counts,
-    check_baseline,
-    check_row_rule,
-    select_blocks,
-)
+from hess.attention.selection import baseline_counts, check_baseline
 from hess.errors import ConfigError, ProfileError
 from hess.models.base import Model
 
@@ -35,6 +28,10 @@ class ScoreSource(Protocol):
         """Scores [layers, heads], at least 0; None is the default weight of the model."""
         ...
 
+    def layer_shares(self, camera_weight: float | None = None) -> Tensor:
+        """Sensitivity of each layer beside the others: float64 [layers], sums to 1."""
+        ...
+
     def check_model(self, model: Model) -> None:
         """Raise ``ProfileError`` unless the scores were measured on ``model``."""
         ...
@@ -44,9 +41,7 @@ class ScoreSource(Protocol):
 class ScoredPolicy:
     """Spend what uniform block-sparse attention would spend, but by head score (Sec. 3.3).
 
-    In each layer and for each batch element the budgets of the baseline are summed and divided
-    anew in proportion to the score; full heads pass their surplus on. Every head then takes its
-    most probable blocks. Subclasses change the scores or the division.
+    What uniform block-sparse attention would keep in a layer is divided anew. Subclasses say how.
 
     Args:
         profile: gives the scores.
@@ -56,8 +51,6 @@ class ScoredPolicy:
         projection: whose Fisher trace is the score: "query", "key" or "value".
         normalization, aggregate, rows, scale_free: how the profile turns traces into scores, see
             ``HessProfile.scores``.
-        row_rule: how a head divides its budget among rows, see ``selection.row_counts``.
-        min_row_blocks: blocks each row keeps at least; the paper has 0.
         blend: share of a uniform score mixed in, from 0 (the paper) to 1 (equal budgets).
 
     Attributes:
@@ -79,8 +72,6 @@ class ScoredPolicy:
     aggregate: str = "mean"
     rows: str = "all"
     scale_free: bool = False
-    row_rule: str = "equal"
-    min_row_blocks: int = 0
     blend: float = 0.0
     scores: Tensor = field(init=False, repr=False)
     name: ClassVar[str]
@@ -88,9 +79,6 @@ class ScoredPolicy:
 
     def __post_init__(self) -> None:
         check_baseline(self.sparse_ratio, self.cdf_threshold, self.cdf_rule)
-        check_row_rule(self.row_rule)
-        if self.min_row_blocks < 0:
-            raise ConfigError(f"min_row_blocks must be at least 0, found {self.min_row_blocks}")
         if not 0 <= self.blend <= 1:
             raise ConfigError(f"blend must lie in [0, 1], found {self.blend}")
         if self.camera_weight is not None and not 0 <= self.camera_weight <= 1:
@@ -118,10 +106,6 @@ class ScoredPolicy:
         """The scores to go by: float64 [layers, heads]."""
         return scores
 
-    def _divide(self, total: Tensor, weights: Tensor, upper: int, lower: int) -> Tensor:
-        """Budgets int64 [B, heads] from totals [B] and weights [heads]."""
-        return allocate(total, weights, upper, lower)
-
     def settings(self) -> dict[str, object]:
         left_out = ("profile", "scores")
         plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in left_out}
@@ -133,13 +117,6 @@ class ScoredPolicy:
         """Raise :class:`ProfileError` unless the profile was measured on ``model``."""
         self.profile.check_model(model)
 
-    def block_mask(self, pooled: PooledScores, layer_idx: int) -> BlockMask:
-        baseline = baseline_counts(pooled, self.sparse_ratio, self.cdf_threshold, self.cdf_rule)
-        num_q_blocks, num_kv_blocks = pooled.shape[-2:]
-        budget = self._divide(
-            baseline.sum((1, 2)).cpu(),
-            self.scores[layer_idx],
-            upper=num_q_blocks * num_kv_blocks,
-            lower=self.min_row_blocks * num_q_blocks,
-        )
-        return select_blocks(pooled, budget, baseline, self.row_rule, self.min_row_blocks)
+    def _baseline(self, pooled: PooledScores) -> Tensor:
+        """Blocks that the baseline keeps in each row: int64 [B, heads, q_blocks]."""
+        return baseline_counts(pooled, self.sparse_ratio, self.cdf_threshold, self.cdf_rule)

@@ -175,6 +175,24 @@ class HessProfile:
             )
         return head_scores(camera, point, camera_weight=camera_weight, normalization=normalization)
 
+    def layer_shares(self, camera_weight: float | None = None) -> Tensor:
+        """Share of each layer in the query traces of all: float64 [layers], sums to 1.
+
+        Each error counts by its own share, mixed by ``camera_weight`` as in :meth:`scores`.
+
+        Raises:
+            ConfigError, ProfileError: as :meth:`scores`.
+        """
+        self.scores(camera_weight)  # raises what is wrong with the weight
+        weight = self.provenance["camera_weight"] if camera_weight is None else camera_weight
+        shares = torch.zeros(self.num_layers, dtype=torch.float64)
+        for error, share in (("camera", float(weight)), ("point", 1.0 - float(weight))):
+            traces = self._aggregated(error, "query", "mean", "all", False)
+            if share > 0 and traces is not None and traces.sum() > 0:
+                shares += share * traces.sum(1) / traces.sum()
+        total = shares.sum()
+        return shares / total if total > 0 else torch.full_like(shares, 1 / len(shares))
+
     def concentration(self, error: str, projection: str = "query") -> SceneConcentration | None:
         """How many scenes effectively decide the trace of ``error``; None without that error."""
         return scene_concentration(self._select(error, projection, "all"))
