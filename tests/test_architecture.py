@@ -14,7 +14,7 @@ LAYERS = [
     {"sensitivity", "policies", "models", "datasets", "export"},
     {
         *("calibration", "sparsification", "transforms", "reconstruction"),
-        *("evaluation", "training", "footprint"),
+        *("evaluation", "training", "footprint", "guard"),
     },
     {"viz", "bench"},
     {"reproduce"},
@@ -29,6 +29,7 @@ SIDEWAYS = {
     ("policies", "sensitivity"): True,
     ("policies", "models"): True,
     ("calibration", "sparsification"): True,
+    ("guard", "sparsification"): True,
     ("transforms", "sparsification"): True,
     ("evaluation", "sparsification"): True,
     ("evaluation", "transforms"): True,

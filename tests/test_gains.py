@@ -105,19 +105,31 @@ def test_hess_plus_gives_a_sensitive_head_no_more_than_it_can_use() -> None:
     profile = FixedScores(torch.tensor([[0.9, 0.1]]))
     asked = {"sparse_ratio": 0.5}
     hess = head_budgets(HeSS(profile, **asked), scores_of(logits))[0]
-    plus = head_budgets(HessPlus(profile, **asked), scores_of(logits))[0]
+    by_gain = HessPlus(profile, **asked, score_power=100)
+    plus = head_budgets(by_gain, scores_of(logits))[0]
     assert hess.tolist() == [43, 5]
     assert plus.tolist() == [6, 42]
 
 
+def test_hess_plus_with_power_0_divides_as_hess_does() -> None:
+    pooled = scores_of(random_logits(7))
+    asked = {"sparse_ratio": 0.7, "cdf_threshold": 0.3}
+    plus = HessPlus(PROFILE, **asked, score_power=0)
+    for layer_idx in range(LAYERS):
+        expected = head_budgets(HeSS(PROFILE, **asked), pooled, layer_idx)
+        assert torch.equal(head_budgets(plus, pooled, layer_idx), expected)
+
+
 def test_hess_plus_shares_rows_more_evenly_the_sparser_it_is() -> None:
     pooled = scores_of(random_logits(3, rows=50, blocks=40))
-    weights = PROFILE.table[2].double().sqrt().expand(2, -1)
+    spread = []
     for ratio in (0.3, 0.9):
-        mask = HessPlus(PROFILE, sparse_ratio=ratio).block_mask(pooled, 2)
-        wanted = gain_counts(pooled, weights, mask.counts.sum((1, 2))).double()
-        even = wanted.mean(-1, keepdim=True)
-        assert (mask.counts - torch.lerp(wanted, even, ratio)).abs().max() < 1
+        asked = {"sparse_ratio": ratio, "score_exponent": 0.0, "score_power": 100}
+        counts = HessPlus(PROFILE, **asked).block_mask(pooled, 2).counts.double()
+        wanted = gain_counts(pooled, torch.ones(2, HEADS).double(), counts.sum((1, 2)).long())
+        spread.append((counts.std(-1).sum() / wanted.double().std(-1).sum()).item())
+    assert spread[0] == pytest.approx(0.7, abs=0.1)
+    assert spread[1] == pytest.approx(0.1, abs=0.2)
 
 
 def test_hess_plus_on_a_single_block_and_on_everything() -> None:
@@ -157,8 +169,14 @@ def test_layer_budgets_need_a_ratio_alone(ratio) -> None:
         LayerBudgets(PROFILE, sparse_ratio=ratio, cdf_threshold=0.4)
 
 
-def test_exponents_out_of_range() -> None:
-    with pytest.raises(ConfigError, match="score_exponent"):
-        HessPlus(PROFILE, sparse_ratio=0.5, score_exponent=1.5)
+@pytest.mark.parametrize(
+    "wrong", [{"score_exponent": 1.5}, {"score_power": -1.0}, {"pool_split": 0}], ids=str
+)
+def test_parameters_out_of_range(wrong) -> None:
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        HessPlus(PROFILE, sparse_ratio=0.5, **wrong)
+
+
+def test_layer_exponent_out_of_range() -> None:
     with pytest.raises(ConfigError, match="layer_exponent"):
         LayerBudgets(PROFILE, sparse_ratio=0.5, layer_exponent=-1)

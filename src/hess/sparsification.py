@@ -8,9 +8,9 @@ from torch import Tensor
 from hess.attention.block_mask import BlockMask
 from hess.attention.block_sparse import BackendChoice, block_sparse_attention, check_backend
 from hess.attention.dense import dense_attention
+from hess.attention.fine_scores import check_split, pool_fine_scores
 from hess.attention.layout import TokenLayout
-from hess.attention.pooled_scores import pool_scores
-from hess.attention.pooling import num_blocks
+from hess.attention.pooled_scores import PooledScores, pool_scores
 from hess.attention.sparsity import block_sparsity, flop_saving
 from hess.errors import ConfigError, HessError, LayoutError
 from hess.models.base import GlobalAttentionSite, Model
@@ -182,7 +182,11 @@ class SparseAttention(StandIn):
     def _block_mask(self, q: Tensor, k: Tensor, layout: TokenLayout) -> BlockMask | None:
         if not self._policy.needs_scores or layout.num_tokens < self._dense_below:
             return None
-        pooled = pool_scores(q, k, layout, *self._block_sizes)
+        split = self._policy.pool_split
+        if split > 1:
+            pooled: PooledScores = pool_fine_scores(q, k, layout, *self._block_sizes, split)
+        else:
+            pooled = pool_scores(q, k, layout, *self._block_sizes)
         return self._policy.block_mask(pooled, self._layer_idx)
 
 
@@ -245,8 +249,7 @@ def sparsify(
         raise ConfigError(f"dense_below must be at least 0 tokens, found {dense_below}")
     size_q = model.block_size_q if block_size_q is None else block_size_q
     size_kv = model.block_size_kv if block_size_kv is None else block_size_kv
-    for size in (size_q, size_kv):
-        num_blocks(0, size)
+    check_split(policy.pool_split, size_q, size_kv)
 
     stats = SparsityStats.of(model, [site.layer_idx for site, _ in sites])
     replacements = []

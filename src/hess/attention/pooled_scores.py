@@ -53,6 +53,11 @@ class PooledScores:
     def device(self) -> torch.device:
         return self.q_mean.device
 
+    @property
+    def entries_per_logit(self) -> int:
+        """Numbers that are held at once for each logit."""
+        return 1
+
     def chunks(self, max_entries: int) -> Iterator[tuple[slice, Tensor]]:
         """All rows in order, as pairs of a slice of rows and their logits [rows, kv_blocks].
 
@@ -63,6 +68,7 @@ class PooledScores:
             max_entries: logits that a chunk may have; a single row may have more.
         """
         batch, heads, q_blocks, kv_blocks = self.shape
+        max_entries //= self.entries_per_logit
         heads, entries = batch * heads, q_blocks * kv_blocks
         if heads * entries <= max_entries:
             yield slice(0, heads * q_blocks), self._whole
@@ -83,6 +89,7 @@ class PooledScores:
             max_entries: logits that a chunk may have; one query block of all heads may have more.
         """
         batch, heads, q_blocks, kv_blocks = self.shape
+        max_entries //= self.entries_per_logit
         at_once = max(1, max_entries // (batch * heads * kv_blocks))
         for i in range(0, q_blocks, at_once):
             rows = slice(i, min(i + at_once, q_blocks))
@@ -95,15 +102,14 @@ class PooledScores:
         batch, heads, q_blocks, kv_blocks = self.shape
         count = min(count, q_blocks)
         rows = (torch.arange(count, device=self.device) * 2 + 1) * q_blocks // (2 * count)
-        q, k = self._flat_means
-        with torch.autocast(self.device.type, enabled=False):
-            return (q[:, rows] @ k.mT).view(batch, heads, count, kv_blocks)
+        return self._logits(slice(None), rows).view(batch, heads, count, kv_blocks)
 
     @cached_property
     def _whole(self) -> Tensor:
         return self._logits(slice(None), slice(None))
 
-    def _logits(self, heads: slice, q_blocks: slice) -> Tensor:
+    def _logits(self, heads: slice, q_blocks: slice | Tensor) -> Tensor:
+        """Logits [heads * q_blocks, kv_blocks] of some heads of all batch elements."""
         q, k = self._flat_means
         # Autocast would bring this product back to half precision.
         with torch.autocast(self.device.type, enabled=False):

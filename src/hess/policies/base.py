@@ -15,6 +15,12 @@ class Policy(Protocol):
     needs_scores: ClassVar[bool]
     """False: attention is dense in every layer, and :meth:`block_mask` is not called."""
 
+    @property
+    def pool_split(self) -> int:
+        """Parts in which a block is pooled, at least 1; from 2 on :meth:`block_mask` is given
+        :class:`hess.attention.fine_scores.FineScores`."""
+        ...
+
     def settings(self) -> dict[str, object]:
         """All parameters that shape the mask, as JSON values for reports."""
         ...

@@ -1,6 +1,7 @@
 """Policies that give every head a budget in proportion to its score (Sec. 3.3 of the paper)."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -26,6 +27,7 @@ class HeadBudgets(ScoredPolicy):
         others: as :class:`ScoredPolicy`.
     """
 
+    pool_split: ClassVar[int] = 1
     row_rule: str = "equal"
     min_row_blocks: int = 0
 

@@ -4,12 +4,14 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
-from hess.allocation import allocate
+from hess.allocation import allocate, round_budgets
 from hess.attention.block_mask import BlockMask
+from hess.attention.fine_scores import FineScores
 from hess.attention.gains import gain_counts
 from hess.attention.pooled_scores import PooledScores
-from hess.attention.selection import select_top
+from hess.attention.selection import row_counts, select_top
 from hess.errors import ConfigError
 from hess.policies.scored import ScoredPolicy
 
@@ -22,15 +24,19 @@ class HessPlus(ScoredPolicy):
     sensitive head that already holds nearly all of its probability is given no more (see
     :mod:`hess.attention.gains`, and docs/beyond.md for how it was found).
 
-    1. The blocks of all heads and rows of a layer are ranked by their gain, where a head weighs
+    1. Blocks are pooled in parts, so that probabilities are closer to the truth
+       (:mod:`hess.attention.fine_scores`). The baseline is that of whole blocks, as ever.
+    2. The blocks of all heads and rows of a layer are ranked by their gain, where a head weighs
        ``score^e`` (e is ``score_exponent``); the best, as many as the baseline keeps, say how many
-       each head gets.
-    2. A head divides its budget among its rows by how many of the best they have, and the more
-       evenly the sparser the layer is: the fewer blocks are kept, the less can a row's own
-       estimate be trusted.
+       each head and row would get.
+    3. The sparser the layer, the less an estimate from so few blocks can be trusted. With s the
+       share that is dropped, ``s^p`` (p is ``score_power``) of a head's budget goes by its score
+       alone, as in HeSS; and s of how it is divided is the same for all rows.
 
     Args:
         score_exponent: e, from 0 (all heads alike) to 1 (in proportion to the score).
+        score_power: p, at least 0; 0 divides among heads as HeSS does.
+        pool_split: parts of a block, at least 1; must divide the block sizes.
         others: as :class:`ScoredPolicy`.
 
     Raises:
@@ -40,23 +46,41 @@ class HessPlus(ScoredPolicy):
         ``HessPlus(profile, sparse_ratio=0.8, cdf_threshold=0.4)``
     """
 
-    score_exponent: float = 0.5
+    score_exponent: float = 0.6
+    score_power: float = 4.0
+    pool_split: int = 2
     name: ClassVar[str] = "hess+"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.score_exponent <= 1:
             raise ConfigError(f"score_exponent must lie in [0, 1], found {self.score_exponent}")
+        if self.score_power < 0:
+            raise ConfigError(f"score_power must be at least 0, found {self.score_power}")
+        if self.pool_split < 1:
+            raise ConfigError(f"pool_split must be at least 1, found {self.pool_split}")
 
     def block_mask(self, pooled: PooledScores, layer_idx: int) -> BlockMask:
         batch, heads, num_q_blocks, num_kv_blocks = pooled.shape
-        total = self._baseline(pooled).sum((1, 2)).cpu()
-        weights = (self.scores[layer_idx] ** self.score_exponent).expand(batch, -1)
-        wanted = gain_counts(pooled, weights, total).cpu()
-        per_head = wanted.sum(-1)
-        # Nearly this already: only ties and what was sampled have to be made up.
-        head_blocks = allocate(total, per_head, upper=num_q_blocks * num_kv_blocks)
-        sparsity = 1 - total / (heads * num_q_blocks * num_kv_blocks)
-        even = (per_head / num_q_blocks)[..., None]
-        rows = torch.lerp(wanted.double(), even.double(), sparsity.double()[:, None, None])
-        return select_top(pooled, allocate(head_blocks, rows, upper=num_kv_blocks))
+        whole_blocks = pooled.coarse if isinstance(pooled, FineScores) else pooled
+        baseline = self._baseline(whole_blocks)
+        total = baseline.sum((1, 2)).cpu()
+        sparsity = 1 - total.double() / (heads * num_q_blocks * num_kv_blocks)
+
+        scores = self.scores[layer_idx].expand(batch, -1)
+        wanted = gain_counts(pooled, scores**self.score_exponent, total).cpu()
+        upper = num_q_blocks * num_kv_blocks
+        by_gain = allocate(total, wanted.sum(-1), upper)
+        by_score = allocate(total, scores, upper)
+        mixed = _mix(by_gain, by_score, sparsity[:, None] ** self.score_power)
+        budget = round_budgets(mixed, total, upper)
+
+        rows_by_gain = allocate(budget, wanted, num_kv_blocks)
+        rows_alike = row_counts(pooled, budget, baseline).cpu()
+        counts = _mix(rows_by_gain, rows_alike, sparsity[:, None, None])
+        return select_top(pooled, round_budgets(counts, budget, num_kv_blocks))
+
+
+def _mix(one: Tensor, other: Tensor, share: Tensor) -> Tensor:
+    """``share`` of the other."""
+    return torch.lerp(one.double(), other.double(), share.expand(one.shape))
