@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hess.attention.fine_scores import FineScores, pool_fine_scores
+from hess.attention.fine_scores import FineScores, parts_of, pool_fine_scores
 from hess.attention.layout import TokenLayout
 from hess.attention.pooled_scores import pool_scores
 from hess.errors import ConfigError
@@ -92,11 +92,16 @@ def test_a_single_part_is_the_pooled_map_and_the_coarse_one_stays() -> None:
     assert torch.equal(coarse.q_mean, plain.q_mean)
 
 
-def test_blocks_that_cannot_be_split_are_refused_before_the_work() -> None:
-    model = load_model("nano")
-    policy = HessPlus(FixedScores(torch.ones(6, 8)), sparse_ratio=0.5)
-    with pytest.raises(ConfigError, match="5 tokens cannot be pooled in 2"):
-        sparsify(model, policy, block_size_q=5)
+def test_parts_are_equal() -> None:
+    assert [parts_of(6, 6, most) for most in (1, 2, 3, 4, 5, 6)] == [1, 2, 3, 3, 3, 6]
+    assert parts_of(128, 64, 4) == 4
+    assert parts_of(5, 6, 4) == 1
+    layout = LAYOUTS["whole blocks"]
+    for wrong in (0, 4):
+        with pytest.raises(ConfigError, match="take a divisor of both"):
+            pool_fine_scores(*queries_and_keys(layout), layout, 6, 6, split=wrong)
+    with pytest.raises(ConfigError, match="at least 1 token"):
+        parts_of(0, 6, 4)
 
 
 def test_hess_plus_drops_what_uniform_drops_on_a_model() -> None:

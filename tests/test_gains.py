@@ -121,7 +121,7 @@ def test_hess_plus_with_power_0_divides_as_hess_does() -> None:
 
 
 def test_hess_plus_shares_rows_more_evenly_the_sparser_it_is() -> None:
-    pooled = scores_of(random_logits(3, rows=50, blocks=40))
+    pooled = scores_of(random_logits(3, rows=50, blocks=400))
     spread = []
     for ratio in (0.3, 0.9):
         asked = {"sparse_ratio": ratio, "score_exponent": 0.0, "score_power": 100}
@@ -170,7 +170,7 @@ def test_layer_budgets_need_a_ratio_alone(ratio) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"score_exponent": 1.5}, {"score_power": -1.0}, {"pool_split": 0}], ids=str
+    "wrong", [{"score_exponent": 1.5}, {"score_power": -1.0}, {"pool_parts": 0}], ids=str
 )
 def test_parameters_out_of_range(wrong) -> None:
     with pytest.raises(ConfigError, match=next(iter(wrong))):

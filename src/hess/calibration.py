@@ -171,7 +171,7 @@ def _provenance(
     model: Model, dataset: Dataset, config: CalibrationConfig | ProbeConfig
 ) -> dict[str, Any]:
     """All that decides the profile's content, as JSON values."""
-    provenance = {
+    provenance: dict[str, Any] = {
         "model_name": model.model_name,
         "model_fingerprint": model_fingerprint(model),
         "camera_weight": model.camera_weight,
@@ -182,7 +182,8 @@ def _provenance(
         "versions": {"hess": hess.__version__, "torch": torch.__version__},
     }
     if isinstance(config, ProbeConfig):
-        provenance["kind"] = "label-free"
+        # The paper's weights are for its errors; here nothing speaks for one of them.
+        provenance |= {"kind": "label-free", "camera_weight": 0.5}
     # Through JSON, so that it equals what is read back from a checkpoint (tuples become lists).
     try:
         normalised: dict[str, Any] = json.loads(json.dumps(provenance, allow_nan=False))

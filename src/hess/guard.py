@@ -121,7 +121,7 @@ def choose_sparsity(
     limit = max_drift * (1.0 if len(views) == len(images) else margin)
     probe_images = images[views][None].to(next(model.parameters()).device)
     dense = _predict(model, probe_images)
-    _drift(dense, dense)  # raises what is wrong with it
+    drift_of(dense, dense)  # raises what is wrong with it
 
     probes: dict[int, Probe] = {}
     low, high = 0, len(ratios)  # all below low are within the limit, all from high on beyond it
@@ -130,7 +130,7 @@ def choose_sparsity(
         with sparsify(model, policy_at(ratios[middle])) as run:
             sparse = _predict(model, probe_images)
         try:
-            found: Drift | None = _drift(dense, sparse)
+            found: Drift | None = drift_of(dense, sparse)
         except AlignmentError:
             found = None
         probes[middle] = Probe(
@@ -160,8 +160,12 @@ def _predict(model: Model, images: Tensor) -> Predictions:
         model.train(was_training)
 
 
-def _drift(dense: Predictions, sparse: Predictions) -> Drift:
-    """Drift of a prediction of one scene, on the points of which the dense model is most sure."""
+def drift_of(dense: Predictions, sparse: Predictions) -> Drift:
+    """Drift of a prediction of one scene, on the points of which the dense model is most sure.
+
+    Raises:
+        AlignmentError: a prediction is not finite or its points lie on a line.
+    """
     kept = most_confident(dense.point_confidence[0].flatten(), CONFIDENT_SHARE)
     points, moved = (x.world_points[0].flatten(0, -2)[kept] for x in (dense, sparse))
     return drift(dense.world_from_cam[0], points, sparse.world_from_cam[0], moved)

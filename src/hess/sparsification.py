@@ -8,7 +8,7 @@ from torch import Tensor
 from hess.attention.block_mask import BlockMask
 from hess.attention.block_sparse import BackendChoice, block_sparse_attention, check_backend
 from hess.attention.dense import dense_attention
-from hess.attention.fine_scores import check_split, pool_fine_scores
+from hess.attention.fine_scores import parts_of, pool_fine_scores
 from hess.attention.layout import TokenLayout
 from hess.attention.pooled_scores import PooledScores, pool_scores
 from hess.attention.sparsity import block_sparsity, flop_saving
@@ -182,7 +182,7 @@ class SparseAttention(StandIn):
     def _block_mask(self, q: Tensor, k: Tensor, layout: TokenLayout) -> BlockMask | None:
         if not self._policy.needs_scores or layout.num_tokens < self._dense_below:
             return None
-        split = self._policy.pool_split
+        split = parts_of(*self._block_sizes, self._policy.pool_parts)
         if split > 1:
             pooled: PooledScores = pool_fine_scores(q, k, layout, *self._block_sizes, split)
         else:
@@ -249,7 +249,7 @@ def sparsify(
         raise ConfigError(f"dense_below must be at least 0 tokens, found {dense_below}")
     size_q = model.block_size_q if block_size_q is None else block_size_q
     size_kv = model.block_size_kv if block_size_kv is None else block_size_kv
-    check_split(policy.pool_split, size_q, size_kv)
+    parts_of(size_q, size_kv, 1)
 
     stats = SparsityStats.of(model, [site.layer_idx for site, _ in sites])
     replacements = []

@@ -81,7 +81,11 @@ def pool_fine_scores(
         LayoutError: ``q`` or ``k`` does not fit ``layout``.
         ConfigError: a block size is below 1 or cannot be split into equal parts.
     """
-    check_split(split, block_size_q, block_size_kv)
+    if split < 1 or block_size_q % split or block_size_kv % split:
+        raise ConfigError(
+            f"blocks of {block_size_q} and {block_size_kv} tokens cannot be pooled in {split} "
+            "equal parts; take a divisor of both"
+        )
     parts = block_size_q // split, block_size_kv // split
     fine = pool_scores(q, k, layout, *parts)
     return FineScores(
@@ -96,12 +100,13 @@ def pool_fine_scores(
     )
 
 
-def check_split(split: int, *block_sizes: int) -> None:
-    """Raise :class:`ConfigError` unless blocks of these sizes have ``split`` equal parts."""
-    for size in block_sizes:
+def parts_of(block_size_q: int, block_size_kv: int, at_most: int) -> int:
+    """Into how many equal parts blocks of both sizes can be split, up to ``at_most``.
+
+    Raises:
+        ConfigError: a block size is below 1.
+    """
+    for size in (block_size_q, block_size_kv):
         num_blocks(0, size)
-        if size % split:
-            raise ConfigError(
-                f"a block of {size} tokens cannot be pooled in {split} equal parts; choose other "
-                "block sizes, or pool_split=1"
-            )
+    divisors = [d for d in range(1, at_most + 1) if not block_size_q % d and not block_size_kv % d]
+    return divisors[-1]

@@ -48,12 +48,14 @@ class Calibrate:
     data: Annotated[str | None, tyro.conf.arg(metavar="NAME|PATH")] = None
     """procedural (by default), bundled, or a folder whose layout is recognised (see
     docs/datasets.md)."""
+    label_free: bool = False
+    """Do not look at the ground truth of --data either."""
     num_scenes: int | None = None
     """Scenes at most; 40 with ground truth, 16 without by default."""
     views: int = 20
     """Views per scene."""
     probes: int = 2
-    """Draws of noise per scene of --images."""
+    """Draws of noise per scene where no ground truth is used."""
     inlier_threshold: float = 0.05
     """Epsilon of Eq. 3, on the squared distance in units of the mean point distance."""
     recompute: bool = True
@@ -104,6 +106,7 @@ class Calibrate:
         num_scenes = self.num_scenes
         if num_scenes is None:
             num_scenes = NUM_SCENES["data" if self.images is None else "images"]
+        config: CalibrationConfig | ProbeConfig = ProbeConfig(num_probes=self.probes)
         if self.images is None:
             dataset = open_dataset(
                 self.data or "procedural",
@@ -111,8 +114,9 @@ class Calibrate:
                 views_per_scene=self.views,
                 num_scenes=num_scenes,
             )
-            return dataset, CalibrationConfig(inlier_threshold=self.inlier_threshold)
-        config = ProbeConfig(num_probes=self.probes)
+            if not self.label_free:
+                config = CalibrationConfig(inlier_threshold=self.inlier_threshold)
+            return dataset, config
         with progress_bar("frames") as progress:
             photos = photo_scenes(
                 self.images,

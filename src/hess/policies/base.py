@@ -16,9 +16,9 @@ class Policy(Protocol):
     """False: attention is dense in every layer, and :meth:`block_mask` is not called."""
 
     @property
-    def pool_split(self) -> int:
-        """Parts in which a block is pooled, at least 1; from 2 on :meth:`block_mask` is given
-        :class:`hess.attention.fine_scores.FineScores`."""
+    def pool_parts(self) -> int:
+        """Parts in which a block is pooled at most, see :func:`attention.fine_scores.parts_of`.
+        With more than one, :meth:`block_mask` is given :class:`FineScores`."""
         ...
 
     def settings(self) -> dict[str, object]:

@@ -13,7 +13,7 @@ class Dense:
 
     name: ClassVar[str] = "dense"
     needs_scores: ClassVar[bool] = False
-    pool_split: ClassVar[int] = 1
+    pool_parts: ClassVar[int] = 1
 
     def settings(self) -> dict[str, object]:
         return {}

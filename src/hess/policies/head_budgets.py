@@ -27,7 +27,7 @@ class HeadBudgets(ScoredPolicy):
         others: as :class:`ScoredPolicy`.
     """
 
-    pool_split: ClassVar[int] = 1
+    pool_parts: ClassVar[int] = 1
     row_rule: str = "equal"
     min_row_blocks: int = 0
 

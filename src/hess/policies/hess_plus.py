@@ -36,7 +36,8 @@ class HessPlus(ScoredPolicy):
     Args:
         score_exponent: e, from 0 (all heads alike) to 1 (in proportion to the score).
         score_power: p, at least 0; 0 divides among heads as HeSS does.
-        pool_split: parts of a block, at least 1; must divide the block sizes.
+        pool_parts: parts in which blocks are pooled at most, at least 1; they must be equal, so
+            blocks of 6 tokens have 3 of at most 4.
         others: as :class:`ScoredPolicy`.
 
     Raises:
@@ -47,8 +48,8 @@ class HessPlus(ScoredPolicy):
     """
 
     score_exponent: float = 0.6
-    score_power: float = 4.0
-    pool_split: int = 2
+    score_power: float = 8.0
+    pool_parts: int = 4
     name: ClassVar[str] = "hess+"
 
     def __post_init__(self) -> None:
@@ -57,8 +58,8 @@ class HessPlus(ScoredPolicy):
             raise ConfigError(f"score_exponent must lie in [0, 1], found {self.score_exponent}")
         if self.score_power < 0:
             raise ConfigError(f"score_power must be at least 0, found {self.score_power}")
-        if self.pool_split < 1:
-            raise ConfigError(f"pool_split must be at least 1, found {self.pool_split}")
+        if self.pool_parts < 1:
+            raise ConfigError(f"pool_parts must be at least 1, found {self.pool_parts}")
 
     def block_mask(self, pooled: PooledScores, layer_idx: int) -> BlockMask:
         batch, heads, num_q_blocks, num_kv_blocks = pooled.shape

@@ -19,7 +19,7 @@ class JointRanking(ScoredPolicy):
     Arguments as :class:`ScoredPolicy`.
     """
 
-    pool_split: ClassVar[int] = 1
+    pool_parts: ClassVar[int] = 1
     name: ClassVar[str] = "joint_ranking"
 
     def block_mask(self, pooled: PooledScores, layer_idx: int) -> BlockMask:

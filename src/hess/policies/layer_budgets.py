@@ -32,7 +32,7 @@ class LayerBudgets(ScoredPolicy):
     """
 
     layer_exponent: float = 0.5
-    pool_split: ClassVar[int] = 1
+    pool_parts: ClassVar[int] = 1
     name: ClassVar[str] = "layer_budgets"
 
     def __post_init__(self) -> None:

@@ -27,7 +27,7 @@ class Uniform:
     cdf_rule: str = "sparsevggt"
     name: ClassVar[str] = "uniform"
     needs_scores: ClassVar[bool] = True
-    pool_split: ClassVar[int] = 1
+    pool_parts: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         check_baseline(self.sparse_ratio, self.cdf_threshold, self.cdf_rule)

@@ -29,6 +29,7 @@ class Case:
         protocol: name; None takes the scenes as they come, each counted alike.
         truth: folder of the protocol's ground truth, where that is not in the data.
         batch_size: scenes per forward pass.
+        block_size: tokens per block; None: the model's own.
     """
 
     model: str
@@ -40,6 +41,14 @@ class Case:
     protocol: str | None = None
     truth: str | None = None
     batch_size: int = 16
+    block_size: int | None = None
+
+    @property
+    def sparsify_options(self) -> dict[str, int]:
+        """What ``sparsify`` is told beside the policy."""
+        if self.block_size is None:
+            return {}
+        return {"block_size_q": self.block_size, "block_size_kv": self.block_size}
 
     def load(self) -> Model:
         """The model; errors as those of ``load_model``."""
@@ -81,10 +90,16 @@ class Case:
         """
         dataset, protocol = self.open(model)
         config = configuration(
-            model, dataset, protocol, seed=0, batch_size=self.batch_size, sparsify_options={}
+            model,
+            dataset,
+            protocol,
+            seed=0,
+            batch_size=self.batch_size,
+            sparsify_options=self.sparsify_options,
         )
         size = f"{self.scenes or 'all'}x{self.views}"
-        parts = (self.model, self.data, size, self.protocol, self.dtype, self.device)
+        blocks = None if self.block_size is None else f"blocks{self.block_size}"
+        parts = (self.model, self.data, size, blocks, self.protocol, self.dtype, self.device)
         usual = (None, "float32", "cpu")
         name = "-".join(file_name(part) for part in parts if part not in usual)
         return Sidecar(folder / f"{name}.scenes.jsonl", config)

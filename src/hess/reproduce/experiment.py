@@ -15,7 +15,7 @@ from hess.errors import ConfigError
 from hess.viz.style import METRIC_LABELS, policy_style
 
 FigureKind = Literal[
-    "tradeoff", "differences", "calibrations", "clouds", "heatmap", "runtime", "merging"
+    "tradeoff", "differences", "calibrations", "clouds", "heatmap", "runtime", "merging", "guard"
 ]
 Expectation = Literal["better", "worse", "same"]
 
@@ -23,9 +23,19 @@ NAMES = (
     "fig1", "fig4", "fig5", "fig6", "fig7", "fig8", "fig9", "fig10", "fig11",
     "figS1", "figS2", "figS3", "table1", "table2", "tableS1", "tableS2", "merging", "readings",
 )  # fmt: skip
-"""All experiments, the paper's first."""
+"""The paper's experiments and two beside them."""
 
-UNMEASURED: tuple[FigureKind, ...] = ("heatmap", "runtime")
+BEYOND = (
+    *(f"beyond-{what}-{model}-{views}" for what in ("plus", "labels") for model in ("nano", "pi3")
+      for views in (8, 16)),
+    "beyond-policies", "beyond-scores", "beyond-blocks", "beyond-convergence", "beyond-guard",
+)  # fmt: skip
+"""Experiments on what goes beyond the paper, see docs/beyond.md."""
+
+GROUPS = {"all": NAMES, "beyond": BEYOND}
+"""Names that stand for several experiments."""
+
+UNMEASURED: tuple[FigureKind, ...] = ("heatmap", "runtime", "guard")
 """Kinds that need no results per scene."""
 
 
@@ -62,16 +72,21 @@ class ProfileSpec:
 
     Args:
         first: only the first scenes of the main profile; the rest then means nothing.
+        bundled: the bundled profile of the model with this behind its name; likewise.
         data, scenes, views, seed: what to calibrate on, see ``open_dataset``.
         inlier_on: see ``CalibrationConfig``.
+        probes: draws of noise per scene of a calibration without ground truth, see
+            ``ProbeConfig``; None calibrates with ground truth.
     """
 
     first: int | None = None
+    bundled: str | None = None
     data: str = "procedural"
     scenes: int = 40
     views: int = 20
     seed: int | None = None
     inlier_on: str = "squared_distance"
+    probes: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +140,7 @@ class Experiment:
         shows: what the paper shows there.
         differs: why ours may differ, beyond model and data.
         model, data, views, scenes: on what it is measured unless told otherwise.
+        block_size: tokens per block, of queries and of keys; None: the model's own.
         figure: what is made of it.
         metrics: to draw and tabulate, the most important first.
         reference: label of the method that others are compared with.
@@ -147,6 +163,7 @@ class Experiment:
     data: str = "procedural:test"
     views: int = 8
     scenes: int = 224
+    block_size: int | None = None
     figure: FigureKind
     metrics: tuple[str, ...] = ()
     reference: str = ""
@@ -195,8 +212,9 @@ def load_experiment(name: str) -> Experiment:
     Raises:
         ConfigError: there is none, or its file is wrong.
     """
-    if name not in NAMES:
-        raise ConfigError(f"unknown experiment {name!r}; these are known: {', '.join(NAMES)}, all")
+    if name not in NAMES + BEYOND:
+        known = ", ".join([*NAMES, *BEYOND, *GROUPS])
+        raise ConfigError(f"unknown experiment {name!r}; these are known: {known}")
     return experiment_from(name, _read(name))
 
 
@@ -228,7 +246,9 @@ def experiment_from(name: str, table: Mapping[str, Any]) -> Experiment:
         raise ConfigError(f"experiment {name!r}: {error!r}") from error
 
 
-_PLAIN = {"title", "source", "model", "data", "views", "scenes", "figure", "reference"}
+_PLAIN = {
+    "title", "source", "model", "data", "views", "scenes", "block_size", "figure", "reference",
+}  # fmt: skip
 
 
 def _read(name: str) -> dict[str, Any]:

@@ -23,6 +23,9 @@ _SCORED: Mapping[str, type] = {
     "reverse": policies.Reverse,
     "random": policies.RandomScores,
     "no_reallocation": policies.NoReallocation,
+    "hess+": policies.HessPlus,
+    "joint_ranking": policies.JointRanking,
+    "layer_budgets": policies.LayerBudgets,
 }
 _PRUNING: Mapping[str, type[HeadPruning] | type[FisherMask]] = {
     "head_pruning": HeadPruning,

@@ -10,7 +10,14 @@ from hess.evaluation.evaluate import check_batches
 from hess.evaluation.resume import Sidecar
 from hess.reproduce.case import Case, file_name
 from hess.reproduce.clouds import check_clouds
-from hess.reproduce.experiment import NAMES, Experiment, MethodSpec, ProfileSpec, load_experiment
+from hess.reproduce.experiment import (
+    GROUPS,
+    NAMES,
+    Experiment,
+    MethodSpec,
+    ProfileSpec,
+    load_experiment,
+)
 from hess.reproduce.methods import Calibrated, Line, calibration_scenes, lines_of
 from hess.reproduce.profiles import make_profile
 from hess.sensitivity.profile import BUNDLED, HessProfile, load_profile
@@ -65,6 +72,7 @@ class Choices:
             scenes=self.scenes or (experiment.scenes if self.protocol is None else None),
             protocol=self.protocol,
             truth=self.truth,
+            block_size=experiment.block_size,
         )
 
 
@@ -88,14 +96,14 @@ class Planned:
 
 
 def experiments_named(names: Sequence[str]) -> list[Experiment]:
-    """Experiments by name, each once; "all" stands for all of them.
+    """Experiments by name, each once; "all" and "beyond" stand for several.
 
     Raises:
         ConfigError: no names, or an unknown one.
     """
     if not names:
-        raise ConfigError(f"which experiment? these are known: {', '.join(NAMES)}, all")
-    wanted = [each for name in names for each in (NAMES if name == "all" else (name,))]
+        raise ConfigError(f"which experiment? these are known: {', '.join([*NAMES, *GROUPS])}")
+    wanted = [each for name in names for each in GROUPS.get(name, (name,))]
     return [load_experiment(name) for name in dict.fromkeys(wanted)]
 
 

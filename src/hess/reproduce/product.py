@@ -6,9 +6,11 @@ from typing import Any
 
 from hess.datasets.scene import Dataset
 from hess.evaluation.protocol import Protocol
+from hess.policies import HessPlus
 from hess.reproduce.clouds import WrongShare, cloud_panels
 from hess.reproduce.experiment import Experiment, FigureKind, MethodSpec
 from hess.reproduce.findings import findings
+from hess.reproduce.guarding import guard_findings, guard_rows, guard_table
 from hess.reproduce.heads import head_findings, head_rows, head_scores_of
 from hess.reproduce.methods import Calibrated, Line
 from hess.reproduce.profiles import rank_correlation
@@ -18,6 +20,7 @@ from hess.reproduce.timing import runtime_findings, runtime_rows, runtime_table,
 from hess.viz.differences import differences_figure
 from hess.viz.error_clouds import cloud_grid
 from hess.viz.figure import figure_png
+from hess.viz.guard import guard_figure
 from hess.viz.heatmap import head_heatmap
 from hess.viz.runtime import runtime_figure, time_figure
 from hess.viz.style import PolicyStyle, metric_label, policy_style
@@ -177,6 +180,24 @@ def _runtime(measured: Measured) -> Product:
     )
 
 
+def _guard(measured: Measured) -> Product:
+    experiment, calibrated = measured.experiment, measured.calibrated
+    (spec,) = (spec for spec in experiment.methods if spec.method == "hess+")
+    profile = calibrated.profile_of(spec)
+    rows = guard_rows(
+        calibrated.model,
+        measured.dataset,
+        lambda ratio: HessPlus(profile, sparse_ratio=ratio),
+        calibrated.progress,
+    )
+    return Product(
+        rows=[row | dict(measured.common) for row in rows],
+        pictures={f"{experiment.name}.png": figure_png(guard_figure(rows))},
+        findings=guard_findings(rows),
+        tables={"What was chosen, and what held": guard_table(rows)},
+    )
+
+
 def _merging(measured: Measured) -> Product:
     experiment = measured.experiment
     images = measured.dataset[0].images[None]
@@ -228,4 +249,5 @@ _KINDS: Mapping[FigureKind, Callable[[Measured], Product]] = {
     "heatmap": _heatmap,
     "runtime": _runtime,
     "merging": _merging,
+    "guard": _guard,
 }

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from hess.calibration import CalibrationConfig, calibrate
+from hess.calibration import CalibrationConfig, ProbeConfig, calibrate
 from hess.datasets.open import open_dataset
 from hess.errors import ConfigError
 from hess.models.base import Model
 from hess.reproduce.experiment import ProfileSpec
-from hess.sensitivity.profile import HessProfile
+from hess.sensitivity.profile import HessProfile, load_profile
 
 Progress = Callable[[int, int, str], None]
 
@@ -34,8 +34,13 @@ def make_profile(
 
     Raises:
         ConfigError: the start of a main profile that is not there.
+        ProfileError: a bundled profile that is not there.
         HessError: what ``calibrate`` raises.
     """
+    if spec.bundled is not None:
+        profile = load_profile(f"{model.model_name}{spec.bundled}")
+        profile.check_model(model)
+        return profile
     if spec.first is None:
         dataset = open_dataset(
             spec.data,
@@ -44,7 +49,9 @@ def make_profile(
             seed=spec.seed,
             num_scenes=spec.scenes,
         )
-        config = CalibrationConfig(inlier_on=spec.inlier_on)
+        config: CalibrationConfig | ProbeConfig = CalibrationConfig(inlier_on=spec.inlier_on)
+        if spec.probes is not None:
+            config = ProbeConfig(num_probes=spec.probes)
         return calibrate(
             model, dataset, config, checkpoint=checkpoint, recompute=False, progress=progress
         )

@@ -42,7 +42,8 @@ class Task:
         """A result per method, one after the other."""
         last = min(self.first + self.case.batch_size, len(dataset))
         scenes = [dataset[index] for index in range(self.first, last)]
-        return measure_batch(model, scenes, self.first, self.methods, protocol, {})
+        options = self.case.sparsify_options
+        return measure_batch(model, scenes, self.first, self.methods, protocol, options)
 
 
 def run_tasks(tasks: Sequence[Task], jobs: int) -> Iterator[tuple[Task, BatchResult]]:

@@ -25,6 +25,8 @@ from hess.sensitivity.scores import (
 
 FORMAT_VERSION = 1
 BUNDLED = ("nano", "pi3-nano")
+"""Models whose profile is bundled, under their name; behind it ``LABEL_FREE`` names the other."""
+LABEL_FREE = "-label-free"
 ERRORS = ("camera", "point")
 ROWS = ("all", "patch")
 _TENSORS = ("traces", "patch_traces", "weight_norms")
@@ -298,13 +300,14 @@ class HessProfile:
 
 
 def load_profile(name_or_path: str | Path) -> HessProfile:
-    """The profile of a bundled model ("nano", "pi3-nano"), or the one in a file.
+    """The profile of a bundled model ("nano", "pi3-nano"; with "-label-free" behind it, the one
+    made without ground truth), or the one in a file.
 
     Raises:
         ProfileError: the file is missing, damaged, of another format version, or holds a
             calibration that was not finished.
     """
-    if str(name_or_path) in BUNDLED:
+    if str(name_or_path).removesuffix(LABEL_FREE) in BUNDLED:
         with as_file(files("hess") / "assets" / f"{name_or_path}.hess") as path:
             return HessProfile.load(path)
     profile = HessProfile.load(name_or_path)

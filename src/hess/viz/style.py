@@ -26,6 +26,9 @@ _POLICIES = {
     ),
     "reverse": PolicyStyle(label="Reverse", color="#009e73", marker="^", order=4),
     "random": PolicyStyle(label="Random", color="#cc79a7", marker="D", order=5),
+    "hess+": PolicyStyle(label="HeSS+", color="#009e73", marker="P", order=6),
+    "joint_ranking": PolicyStyle(label="Joint ranking", color="#56b4e9", marker="X", order=7),
+    "layer_budgets": PolicyStyle(label="Layer budgets", color="#cc79a7", marker="h", order=8),
 }
 _OTHER_COLORS = ("#56b4e9", "#e69f00", "#0072b2", "#009e73", "#cc79a7", "#d55e00")
 _OTHER_MARKERS = ("P", "X", "*", "h", "<", ">")
