@@ -4,6 +4,7 @@ A few of the photos are run dense and sparse, and their drift (``geometry.drift`
 sparsest setting within the limit is taken for all photos.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -40,11 +41,13 @@ class Probe:
         block_sparsity: share that was dropped, in [0, 1].
         drift: from the dense prediction of the same views; None if the sparse prediction could
             not be compared (it is not finite, or collapsed).
+        seconds: that the sparse prediction took.
     """
 
     sparse_ratio: float
     block_sparsity: float
     drift: Drift | None
+    seconds: float
 
     @property
     def size(self) -> float:
@@ -61,12 +64,14 @@ class Choice:
         sparse_ratio: the largest tried ratio within the limit; None: none is, stay dense.
         probes: everything that was tried, by ratio.
         num_views: photos in the probe.
+        dense_seconds: that the dense prediction of the probe took.
     """
 
     max_drift: float
     sparse_ratio: float | None
     probes: tuple[Probe, ...]
     num_views: int
+    dense_seconds: float
 
     @property
     def chosen(self) -> Probe | None:
@@ -120,7 +125,7 @@ def choose_sparsity(
     views = spread_evenly(len(images), probe_views)
     limit = max_drift * (1.0 if len(views) == len(images) else margin)
     probe_images = images[views][None].to(next(model.parameters()).device)
-    dense = _predict(model, probe_images)
+    dense, dense_seconds = _predict(model, probe_images)
     drift_of(dense, dense)  # raises what is wrong with it
 
     probes: dict[int, Probe] = {}
@@ -128,7 +133,7 @@ def choose_sparsity(
     while low < high:
         middle = (low + high) // 2
         with sparsify(model, policy_at(ratios[middle])) as run:
-            sparse = _predict(model, probe_images)
+            sparse, seconds = _predict(model, probe_images)
         try:
             found: Drift | None = drift_of(dense, sparse)
         except AlignmentError:
@@ -137,6 +142,7 @@ def choose_sparsity(
             sparse_ratio=ratios[middle],
             block_sparsity=run.stats.block_sparsity,
             drift=found,
+            seconds=seconds,
         )
         if probes[middle].size <= limit:
             low = middle + 1
@@ -147,17 +153,22 @@ def choose_sparsity(
         sparse_ratio=ratios[low - 1] if low else None,
         probes=tuple(probes[index] for index in sorted(probes)),
         num_views=len(views),
+        dense_seconds=dense_seconds,
     )
 
 
-def _predict(model: Model, images: Tensor) -> Predictions:
+def _predict(model: Model, images: Tensor) -> tuple[Predictions, float]:
+    """The prediction, and the seconds it took."""
     was_training = model.training
     model.eval()
+    start = time.perf_counter()
     try:
         with torch.inference_mode():
-            return model(images)
+            predictions = model(images)
+            predictions.world_from_cam.sum().item()  # waits for a GPU
     finally:
         model.train(was_training)
+    return predictions, time.perf_counter() - start
 
 
 def drift_of(dense: Predictions, sparse: Predictions) -> Drift:

@@ -20,7 +20,7 @@ from hess.cli.console import (
     progress_bar,
     use_threads,
 )
-from hess.cli.policies import SETTINGS, PolicyName, build_policies, find_profile
+from hess.cli.policies import SETTINGS, PolicyName, build_policies, find_profiles
 from hess.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -43,8 +43,8 @@ class Evaluate:
     """Results, one JSON line per policy and setting."""
     model: ModelName = "nano"
     profile: str | None = None
-    """Bundled profile (nano, pi3-nano) or a .hess file; by default the profile bundled with the
-    model."""
+    """Bundled profile (nano, pi3-nano, or these with -label-free behind) or a .hess file; by
+    default those bundled with the model."""
     data: Annotated[str, tyro.conf.arg(metavar="NAME|PATH")] = "procedural:test"
     """procedural:test, bundled, or a folder whose layout is recognised."""
     protocol: str | None = None
@@ -82,9 +82,9 @@ class Evaluate:
         use_threads(self.threads)
         protocol = self._named_protocol()
         model = load_model(self.model, device=self.device, dtype=self.dtype)
-        profile = find_profile(self.profile, self.model)
+        profiles = find_profiles(self.profile, self.model)
         dataset = self._dataset(protocol, model.image_rule)
-        policies = build_policies(self.policies, profile, self.settings, self.random_seeds)
+        policies = build_policies(self.policies, profiles, self.settings, self.random_seeds)
         with progress_bar("evaluate") as progress:
             report = evaluate(
                 model,

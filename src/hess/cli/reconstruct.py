@@ -1,6 +1,7 @@
 """``hess reconstruct``: photos or a video in, cameras and points out."""
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
@@ -19,13 +20,15 @@ from hess.cli.console import (
     print_json,
     progress_bar,
 )
+from hess.cli.guarding import Goal
 from hess.cli.inputs import Fit, Inputs, fit_rule
-from hess.cli.policies import PolicyName, build_policies, find_profile
+from hess.cli.policies import PolicyName, Profiles, build_policies, find_profiles
 from hess.errors import AlignmentError, ConfigError, DatasetError, HessError, LayoutError
 
 if TYPE_CHECKING:
     from hess.datasets.photos import LoadedImages
     from hess.datasets.scene import Scene
+    from hess.policies.base import Policy
     from hess.reconstruction import Reconstruction
 
 Format = Literal["npz", "ply", "glb", "colmap", "transforms", "preview"]
@@ -51,7 +54,10 @@ class Reconstruct:
 
     Of a data set with known cameras the first scene is taken and the errors are printed, too.
 
-    Example: hess reconstruct photos/ -o out/ --policy hess --sparse-ratio 0.8
+    Attention is sparse by HeSS+ if there is a profile of the model, else dense; `hess calibrate
+    --images` makes one of any photos.
+
+    Example: hess reconstruct photos/ -o out/ --max-drift 2%
     """
 
     input: Annotated[
@@ -64,14 +70,20 @@ class Reconstruct:
     output: Output = field()
     """Folder to write."""
     model: ModelName = "nano"
-    policy: PolicyName = "dense"
-    """Which attention blocks are computed."""
+    policy: PolicyName | None = None
+    """Which attention blocks are computed; by default hess+ with a profile, dense without."""
     profile: str | None = None
-    """Bundled profile (nano, pi3-nano) or a .hess file; by default that of the model."""
-    sparse_ratio: float = 0.8
-    """Share of the blocks that may be dropped, 0 to 1; dense drops none."""
-    cdf_threshold: float = 0.4
-    """Share of the attention probability to keep, 0 to 1."""
+    """Bundled profile (nano, pi3-nano, or these with -label-free behind) or a .hess file; by
+    default those of the model."""
+    sparse_ratio: float | None = None
+    """Share of the blocks that may be dropped, 0 to 1; 0.8 by default."""
+    cdf_threshold: float | None = None
+    """Share of the attention probability to keep, 0 to 1; 0.4 by default."""
+    max_drift: Annotated[str | None, tyro.conf.arg(metavar="PERCENT")] = None
+    """Instead of a ratio: be as sparse as moves cameras and points by no more than this, such as
+    1%, of the size of the scene. Found out on a few of the photos."""
+    speedup: Annotated[str | None, tyro.conf.arg(metavar="FACTOR")] = None
+    """Instead of a ratio: as sparse as it takes to be so many times as fast, such as 2x."""
     dense_below: int | None = None
     """Leave attention over fewer tokens dense. By default the number from which on sparsity was
     measured to save time on the device; 0: always sparse."""
@@ -101,18 +113,17 @@ class Reconstruct:
     def run(self) -> None:
         from hess.models.catalog import BUNDLED
         from hess.models.loading import load_model
+        from hess.policies import Dense
         from hess.reconstruction import reconstruct
         from hess.sparsification import BREAK_EVEN_TOKENS, sparsify
 
-        inputs = self._checked()
-        (policy,) = build_policies(
-            [self.policy],
-            find_profile(self.profile, self.model),
-            [(self.sparse_ratio, self.cdf_threshold)],
-        )
+        inputs, goal = self._checked()
+        profiles = find_profiles(self.profile, self.model)
+        policy = self._policy(profiles, goal)
         watch = Stopwatch()
         with watch.stage("load model"):
             model = load_model(self.model, device=self.device, dtype=self.dtype)
+        policy.check_model(model)
         if self.model in BUNDLED:
             console.print(
                 f"{self.model} only knows made-up rooms at 48 pixels: on photos its cameras are "
@@ -126,6 +137,11 @@ class Reconstruct:
         dense_below = self.dense_below
         if dense_below is None:
             dense_below = BREAK_EVEN_TOKENS.get(self.device.partition(":")[0], 0)
+        found: dict[str, Any] | None = None
+        if goal and model.token_layout(source.images[None]).num_tokens >= dense_below:
+            with watch.stage("choose sparsity"):
+                ratio, found = goal.choose(model, source.images, partial(self._at, profiles))
+            policy = Dense() if ratio is None else self._at(profiles, ratio)
         with (
             watch.stage("run model"),
             busy("running the model"),
@@ -145,6 +161,8 @@ class Reconstruct:
             "block_sparsity": run.stats.block_sparsity,
             "backends": list(run.stats.backends),
             "dense_below": dense_below,
+            "policy": policy.name,
+            "guard": found,
             "seconds": watch.seconds,
             "peak_memory_bytes": peak_memory(self.device),
             "errors": _errors(reconstruction, source),
@@ -164,7 +182,36 @@ class Reconstruct:
             reasons = "; ".join(f"{FILES[name]}: {reason}" for name, reason in failed.items())
             raise HessError(f"not everything could be written. {reasons}")
 
-    def _checked(self) -> Inputs:
+    def _policy(self, profiles: Profiles, goal: Goal) -> "Policy":
+        """The policy at the settings given, or where ``goal`` chooses these, at some."""
+        if self.policy is None and profiles.plus is None:
+            _say(
+                "attention is dense: there is no profile of this model; "
+                f"`hess calibrate --model {self.model} --images PHOTOS -o FILE` makes one, and "
+                "--profile FILE uses it"
+            )
+        name = self._policy_name(profiles)
+        if goal and name == "dense":
+            raise ConfigError(
+                "--max-drift and --speedup choose how sparse attention is, and it is dense: give "
+                "a profile, or --policy uniform, which needs none"
+            )
+        if goal:
+            return self._at(profiles, 0.5)
+        ratio = 0.8 if self.sparse_ratio is None else self.sparse_ratio
+        threshold = 0.4 if self.cdf_threshold is None else self.cdf_threshold
+        (policy,) = build_policies([name], profiles, [(ratio, threshold)])
+        return policy
+
+    def _policy_name(self, profiles: Profiles) -> PolicyName:
+        return self.policy or ("dense" if profiles.plus is None else "hess+")
+
+    def _at(self, profiles: Profiles, ratio: float) -> "Policy":
+        """The policy that drops this share of the blocks."""
+        (policy,) = build_policies([self._policy_name(profiles)], profiles, [(ratio, None)])
+        return policy
+
+    def _checked(self) -> tuple[Inputs, Goal]:
         """All that can be found out before the work."""
         check_folder(self.output)
         if not self.formats:
@@ -173,7 +220,13 @@ class Reconstruct:
             raise ConfigError(f"--drop-lowest must be in [0, 1), found {self.drop_lowest}")
         if self.voxel_size is not None and not self.voxel_size > 0:
             raise ConfigError(f"--voxel-size must be above 0, found {self.voxel_size}")
-        return Inputs(
+        goal = Goal(max_drift=self.max_drift, speedup=self.speedup)
+        if goal and (self.sparse_ratio is not None or self.cdf_threshold is not None):
+            raise ConfigError(
+                "--max-drift and --speedup choose the sparsity themselves; leave --sparse-ratio "
+                "and --cdf-threshold out"
+            )
+        inputs = Inputs(
             given=self.input,
             folder=self.output,
             max_views=self.max_views,
@@ -181,6 +234,7 @@ class Reconstruct:
             every=self.every,
             strict=self.strict,
         )
+        return inputs, goal
 
     def _write(
         self, reconstruction: "Reconstruction", source: "LoadedImages | Scene"
@@ -236,6 +290,10 @@ def _errors(
         return {}
     known = {name: value for name, value in metrics.items() if value is not None}
     return {"unit": source.unit, **known}
+
+
+def _say(line: str) -> None:
+    console.print(line, highlight=False, soft_wrap=True)
 
 
 def _print(result: dict[str, Any]) -> None:
