@@ -25,8 +25,9 @@ RATIOS = (0.3, 0.4, 0.5, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 PROBE_VIEWS = 8
 """Photos that are run to find out; the guard was checked with this number (docs/beyond.md)."""
 
-MARGIN = 0.8
-"""The drift of the probe may be this share of the limit, since that of all photos differs."""
+MARGIN = 0.65
+"""The drift of the probe may be this share of the limit, since that of all photos differs: on 32
+calibration scenes of nano it was at most 1.55 times as large, 1.40 times on 95 of 100."""
 
 CONFIDENT_SHARE = 0.8
 """Share of the points that count: the rest is left out of point clouds, too."""
