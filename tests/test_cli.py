@@ -259,6 +259,66 @@ def test_a_refused_evaluation_leaves_nothing_in_the_way(
     assert hess(*command, "--policies", "dense").code == 0
 
 
+@pytest.mark.slow
+def test_reconstruct_within_a_limit_of_drift(
+    hess: Callable[..., Done], tmp_path: Path, photos: Path
+) -> None:
+    always_sparse = ["--dense-below", 0, "--formats", "npz", "-o", tmp_path / "out"]
+    done = hess("reconstruct", photos, *always_sparse, "--max-drift", "99%", "--json")
+    assert done.code == 0, done.err
+    result = json.loads(done.out)
+    assert result["policy"] == "hess+"
+    assert result["guard"]["sparse_ratio"] == 0.95
+    assert result["block_sparsity"] > 0.7
+    assert max(p["drift"]["largest"] for p in result["guard"]["probes"]) <= 0.99
+    assert "moves the result of 3 of 3 photos" in done.err
+    done = hess("reconstruct", photos, *always_sparse, "--max-drift", "0.000001", "--json")
+    assert done.code == 0, done.err
+    result = json.loads(done.out)
+    assert (result["policy"], result["block_sparsity"]) == ("dense", 0.0)
+    assert "attention stays dense" in done.err
+    done = hess("reconstruct", photos, *always_sparse, "--speedup", "1.0001x", "--json")
+    assert done.code == 0, done.err
+    result = json.loads(done.out)
+    assert result["guard"]["predicted_speedups"][str(result["guard"]["sparse_ratio"])] >= 1.0001
+    done = hess("reconstruct", photos, *always_sparse, "--speedup", "100x")
+    assert done.code == 2
+    assert "times as fast at most" in done.err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--max-drift", "five"], "such as 1%"),
+        (["--max-drift", "0%"], "above 0"),
+        (["--max-drift", "100%"], "below 1"),
+        (["--speedup", "1x"], "above 1"),
+        (["--speedup", "nanx"], "above 1"),
+        (["--max-drift", "1%", "--speedup", "2x"], "give one"),
+        (["--max-drift", "1%", "--sparse-ratio", "0.5"], "leave --sparse-ratio"),
+        (["--max-drift", "1%", "--policy", "dense"], "it is dense"),
+    ],
+)
+def test_goals_that_make_no_sense(
+    hess: Callable[..., Done], tmp_path: Path, photos: Path, options: list[str], message: str
+) -> None:
+    done = hess("reconstruct", photos, "-o", tmp_path / "out", *options)
+    assert done.code == 2
+    assert message in " ".join(done.err.split())
+    assert not (tmp_path / "out").exists()
+
+
+def test_reconstruct_says_why_it_is_dense(
+    hess: Callable[..., Done], tmp_path: Path, photos: Path
+) -> None:
+    """Weights without a bundled profile."""
+    weights = tmp_path / "mine.safetensors"
+    weights.write_bytes((files("hess") / "assets" / "nano.safetensors").read_bytes())
+    done = hess("reconstruct", photos, "-o", tmp_path / "out", "--model", weights)
+    assert done.code == 0, done.err
+    assert "there is no profile of this model" in done.err
+
+
 def check_reconstruction(folder: Path, names: list[str]) -> None:
     """Every file, loaded with libraries that did not write them."""
     assert sorted(path.name for path in folder.iterdir() if path.name != "frames") == [

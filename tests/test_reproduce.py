@@ -21,6 +21,7 @@ from hess.reproduce import plan as planning
 from hess.reproduce import timing
 from hess.reproduce.case import Case
 from hess.reproduce.experiment import (
+    BEYOND,
     NAMES,
     Experiment,
     experiment_from,
@@ -77,7 +78,7 @@ def rows_of(folder: Path, name: str) -> list[dict]:
     return [{k: v for k, v in json.loads(line).items() if k not in VARYING} for line in lines]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", NAMES + BEYOND)
 def test_every_experiment_expands(
     name: str, nano: VGGT, profile: HessProfile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -99,6 +100,9 @@ def test_every_experiment_expands(
         model=nano, profile=profile, others=others, calibration=calibration_scenes(nano, 1)
     )
     lines = lines_of(experiment, calibrated)
+    if experiment.figure == "guard":  # it sets the ratio of its policy itself
+        assert [spec.method for spec in experiment.methods] == ["hess+"]
+        return
     assert {line.spec.label for line in lines} == {spec.label for spec in experiment.methods}
     for line in lines:
         line.method.check_model(nano)
@@ -144,6 +148,7 @@ def test_wrong_experiments_are_refused() -> None:
             experiments_named(names)
     assert [e.name for e in experiments_named(["fig6", "all", "fig6"])][:2] == ["fig6", "fig1"]
     assert len(experiments_named(["all"])) == len(NAMES)
+    assert [e.name for e in experiments_named(["beyond"])] == list(BEYOND)
     method = {"method": "hess"}
     for change, match in (
         ({"figur": "x"}, "unknown keys"),
@@ -575,3 +580,31 @@ def test_all_of_them_on_one_scene(tmp_path: Path) -> None:
     assert {row["policy"] for row in rows} >= {"head_pruning", "fisher_mask"}
     merged = [row for row in rows_of(tmp_path, "merging") if row["policy"] == "token_merging"]
     assert all(row["seconds"] > 0 for row in merged)
+
+
+@pytest.mark.slow
+def test_beyond_the_paper_on_two_scenes(tmp_path: Path) -> None:
+    names = ["beyond-plus-nano-8", "beyond-labels-nano-8", "beyond-blocks", "beyond-guard"]
+    reproduce([*names, "beyond-convergence"], tmp_path, Choices(scenes=2, model="nano", views=4))
+    for name in names:
+        assert (tmp_path / name / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    rows = rows_of(tmp_path, "beyond-plus-nano-8")
+    by_setting: dict[tuple[float, float], dict[str, float]] = {}
+    for row in rows:
+        pair = row["sparse_ratio"], row["cdf_threshold"]
+        by_setting.setdefault(pair, {})[row["label"]] = row["block_sparsity"]
+    assert len(by_setting) == 1 + 18
+    for found in by_setting.values():
+        if "HeSS+" in found:
+            assert abs(found["HeSS+"] - found["Uniform"]) < 0.01
+    coarse = {row["block_sparsity"] for row in rows_of(tmp_path, "beyond-blocks")}
+    assert coarse != {row["block_sparsity"] for row in rows}
+    guarded = rows_of(tmp_path, "beyond-guard")
+    assert len(guarded) == 2 * 3
+    for row in guarded:  # all four views are in the probe
+        assert row["held"]
+        assert row["drift"] == pytest.approx(row["probe_drift"], rel=1e-3)
+    page = (tmp_path / "beyond-guard" / "page.md").read_text(encoding="utf-8")
+    assert "held on 2 of 2 scenes" in page
+    correlation = (tmp_path / "beyond-convergence" / "page.md").read_text(encoding="utf-8")
+    assert "| 1 scene, 2 draws |" in correlation
