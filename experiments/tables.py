@@ -24,6 +24,7 @@ PAGES = (
     "docs/deviations.md",
     "docs/models.md",
     "docs/performance.md",
+    "docs/beyond.md",
 )
 BLOCK = re.compile(r"(<!-- table (\w+) (.+?) -->\n).*?(<!-- end table -->)", re.DOTALL)
 LABELS = {
@@ -240,12 +241,93 @@ def findings(pattern: str) -> str:
     return "\n" + "".join(parts)
 
 
+MAIN_METRICS = {
+    "auc_30": "AUC@30",
+    "ate_rmse": "ATE",
+    "point_error": "point error",
+    "chamfer_mean": "chamfer",
+}
+
+
+def by_setting(path: str) -> list[dict[str, Row]]:
+    """Rows of each setting by label, in the order of block sparsity."""
+    found: dict[tuple[float, float], dict[str, Row]] = {}
+    for row in read(path):
+        if row["sparse_ratio"] is not None:
+            pair = row["sparse_ratio"], row["cdf_threshold"]
+            found.setdefault(pair, {})[row["label"]] = row
+    return sorted(found.values(), key=lambda rows: min(r["block_sparsity"] for r in rows.values()))
+
+
+def beaten(row: Row, reference: str) -> list[str]:
+    """Metrics in which ``row`` is better than the reference by more than two standard errors."""
+    names = []
+    for metric, name in MAIN_METRICS.items():
+        gain = row[f"paired_{metric}_vs_{reference}"] * (1 if metric == "auc_30" else -1)
+        if gain > 2 * row[f"paired_{metric}_vs_{reference}_se"]:
+            names.append(f"{name} ({gain / row[f'paired_{metric}_vs_{reference}_se']:.1f} SE)")
+    return names
+
+
+def plus(path: str) -> str:
+    """HeSS+ beside uniform and HeSS at every setting."""
+    (dense,) = (row for row in read(path) if row["policy"] == "dense")
+    header = ["ρ, τ", "block sparsity", "uniform", "HeSS", "HeSS+", "HeSS+ − uniform"]
+    header += ["HeSS+ − HeSS", "loss of HeSS+ / loss of HeSS", "HeSS+ behind by over 2 SE"]
+    body = []
+    for rows in by_setting(path):
+        uniform, hess, ours = rows["Uniform"], rows["HeSS"], rows["HeSS+"]
+        lost = [dense["auc_30"] - row["auc_30"] for row in (ours, hess)]
+        behind = [f"{m} of {r['label']}" for r in (uniform, hess) for m in beaten(r, "hess_plus")]
+        body.append(
+            [
+                f"{ours['sparse_ratio']:g}, {ours['cdf_threshold']:g}",
+                " / ".join(f"{row['block_sparsity']:.3f}" for row in (uniform, hess, ours)),
+                *(number(row, "auc_30", percent=True) for row in (uniform, hess, ours)),
+                *(reversed_difference(row) for row in (uniform, hess)),
+                f"{lost[0] / lost[1]:.2f}" if lost[1] > 0.02 else "–",
+                ", ".join(behind) or "nothing",
+            ]
+        )
+    return f"Dense: AUC@30 {number(dense, 'auc_30', percent=True)}.\n\n" + markdown(header, body)
+
+
+def reversed_difference(row: Row) -> str:
+    """HeSS+ minus ``row`` in AUC@30, in points."""
+    key = "paired_auc_30_vs_hess_plus"
+    text = f"{-100 * row[key]:+.1f} ± {100 * row[f'{key}_se']:.1f}"
+    return text.replace("-", "−")
+
+
+def label_free(path: str) -> str:
+    """HeSS with the profile made without ground truth beside HeSS."""
+    header = ["ρ, τ", "block sparsity", *(f"Δ {name}" for name in MAIN_METRICS.values())]
+    body = []
+    for rows in by_setting(path):
+        row = rows["HeSS, label-free"]
+        body.append(
+            [
+                f"{row['sparse_ratio']:g}, {row['cdf_threshold']:g}",
+                f"{row['block_sparsity']:.3f}",
+                number(row, "paired_auc_30_vs_hess", percent=True),
+                *(
+                    number(row, f"paired_{metric}_vs_hess", digits=4)
+                    for metric in MAIN_METRICS
+                    if metric != "auc_30"
+                ),
+            ]
+        )
+    return markdown(header, body)
+
+
 TABLES: dict[str, Callable[[str], str]] = {
     "ablations": ablations,
     "findings": findings,
     "footprint": footprint,
     "headline": headline,
+    "label_free": label_free,
     "models": models,
+    "plus": plus,
     "real": real,
     "sweep": sweep,
     **{f"bench_{name}": bench(name) for name in BENCH_TABLES},

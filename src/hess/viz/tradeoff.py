@@ -159,8 +159,8 @@ def draw_paired_difference(
 
 
 def column_name(label: str) -> str:
-    """A label as part of a column's name: "HeSS, λ = 1" gives "hess_λ_1"."""
-    return re.sub(r"\W+", "_", label.lower()).strip("_")
+    """A label as part of a column's name: "HeSS, λ = 1" gives "hess_λ_1", "HeSS+" "hess_plus"."""
+    return re.sub(r"\W+", "_", label.lower().replace("+", " plus")).strip("_")
 
 
 @dataclass(frozen=True, kw_only=True)
