@@ -12,11 +12,15 @@ budget.
 import torch
 from torch import Tensor
 
+from hess.attention import torch_selection
 from hess.attention.pooled_scores import PooledScores
-from hess.attention.torch_selection import ENTRIES_AT_ONCE, largest
+from hess.attention.torch_selection import largest
 
 SAMPLED_ENTRIES = 2**22
 """Gains that are sorted to find how much a block must gain; smaller layers are sorted whole."""
+
+ENTRIES_ON_A_GPU = 2**25
+"""Logits of a chunk there; ranking them takes about 40 bytes for each."""
 
 
 def ranked_gains(logits: Tensor, weights: Tensor) -> Tensor:
@@ -58,7 +62,7 @@ def gain_counts(pooled: PooledScores, weights: Tensor, total: Tensor) -> Tensor:
     least = gains.gather(1, rank[:, None])[:, :, None, None]
     counts = [
         (ranked_gains(logits, weights) >= least).sum(-1)
-        for _, logits in pooled.row_chunks(ENTRIES_AT_ONCE)
+        for _, logits in pooled.row_chunks(_entries_at_once(pooled))
     ]
     return torch.cat(counts, dim=2)
 
@@ -77,7 +81,7 @@ def joint_counts(pooled: PooledScores, weights: Tensor, totals: Tensor) -> Tenso
     weights = weights.to(pooled.device, pooled.q_mean.dtype)[:, None, None]
     totals = totals.to(pooled.device)
     counts = []
-    for rows, logits in pooled.row_chunks(ENTRIES_AT_ONCE):
+    for rows, logits in pooled.row_chunks(_entries_at_once(pooled)):
         worth = largest(logits.softmax(-1), logits.shape[-1]) * weights
         batch, heads, _, kv_blocks = worth.shape
         flat = worth.transpose(1, 2).flatten(2)
@@ -86,3 +90,8 @@ def joint_counts(pooled: PooledScores, weights: Tensor, totals: Tensor) -> Tenso
         kept = torch.zeros_like(taken).scatter_(-1, order, taken)
         counts.append(kept.view(batch, -1, heads, kv_blocks).sum(-1).transpose(1, 2))
     return torch.cat(counts, dim=2)
+
+
+def _entries_at_once(pooled: PooledScores) -> int:
+    on_cpu = pooled.device.type == "cpu"
+    return torch_selection.ENTRIES_AT_ONCE if on_cpu else ENTRIES_ON_A_GPU
