@@ -76,8 +76,8 @@ def test_chunks_rows_and_samples_agree() -> None:
         torch.testing.assert_close(chunks, whole)
         rows = torch.cat([x for _, x in scores.row_chunks(entries)], dim=2)
         torch.testing.assert_close(rows, whole)
-    torch.testing.assert_close(scores.sampled_rows(100), whole)
-    torch.testing.assert_close(scores.sampled_rows(1), whole[:, :, 4:5])
+    torch.testing.assert_close(scores.sampled_rows(100, 300), whole)
+    torch.testing.assert_close(scores.sampled_rows(1, 300), whole[:, :, 4:5])
 
 
 def test_a_single_part_is_the_pooled_map_and_the_coarse_one_stays() -> None:

@@ -146,8 +146,8 @@ def test_rows_of_chunks_and_samples_are_those_of_the_map() -> None:
         parts = list(pooled.row_chunks(entries))
         assert [i for rows, _ in parts for i in range(rows.start, rows.stop)] == list(range(7))
         torch.testing.assert_close(torch.cat([x for _, x in parts], dim=2), logits)
-    torch.testing.assert_close(pooled.sampled_rows(10), logits)
-    torch.testing.assert_close(pooled.sampled_rows(1), logits[:, :, 3:4])
+    torch.testing.assert_close(pooled.sampled_rows(10, 300), logits)
+    torch.testing.assert_close(pooled.sampled_rows(1, 300), logits[:, :, 3:4])
     assert isinstance(pooled, PooledScores)
 
 

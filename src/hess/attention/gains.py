@@ -54,7 +54,8 @@ def gain_counts(pooled: PooledScores, weights: Tensor, total: Tensor) -> Tensor:
     """
     batch, heads, q_blocks, kv_blocks = pooled.shape
     weights = weights.to(pooled.device, pooled.q_mean.dtype)
-    sample = pooled.sampled_rows(max(8, SAMPLED_ENTRIES // (batch * heads * kv_blocks)))
+    entries = _entries_at_once(pooled)
+    sample = pooled.sampled_rows(max(8, SAMPLED_ENTRIES // (batch * heads * kv_blocks)), entries)
     share = sample.shape[2] / q_blocks
     gains = ranked_gains(sample, weights).flatten(1)
     gains = largest(gains, gains.shape[1])
@@ -62,7 +63,7 @@ def gain_counts(pooled: PooledScores, weights: Tensor, total: Tensor) -> Tensor:
     least = gains.gather(1, rank[:, None])[:, :, None, None]
     counts = [
         (ranked_gains(logits, weights) >= least).sum(-1)
-        for _, logits in pooled.row_chunks(_entries_at_once(pooled))
+        for _, logits in pooled.row_chunks(entries)
     ]
     return torch.cat(counts, dim=2)
 

@@ -96,13 +96,19 @@ class PooledScores:
             logits = self._logits(slice(None), rows)
             yield rows, logits.view(batch, heads, -1, kv_blocks)
 
-    def sampled_rows(self, count: int) -> Tensor:
+    def sampled_rows(self, count: int, max_entries: int) -> Tensor:
         """Logits of at most ``count`` query blocks of every head, spread evenly:
-        [B, heads, query blocks, kv_blocks]."""
+        [B, heads, query blocks, kv_blocks].
+
+        Args:
+            max_entries: as for :meth:`row_chunks`, while they are made.
+        """
         batch, heads, q_blocks, kv_blocks = self.shape
         count = min(count, q_blocks)
+        at_once = max(1, max_entries // (self.entries_per_logit * batch * heads * kv_blocks))
         rows = (torch.arange(count, device=self.device) * 2 + 1) * q_blocks // (2 * count)
-        return self._logits(slice(None), rows).view(batch, heads, count, kv_blocks)
+        logits = [self._logits(slice(None), part) for part in rows.split(at_once)]
+        return torch.cat([x.view(batch, heads, -1, kv_blocks) for x in logits], dim=2)
 
     @cached_property
     def _whole(self) -> Tensor:

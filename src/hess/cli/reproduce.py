@@ -25,8 +25,9 @@ class Reproduce:
     """Make tables and figures of the paper anew: results, picture and a page beside the paper's.
 
     Names: fig1 fig4 fig5 fig6 fig7 fig8 fig9 fig10 fig11 figS1 figS2 figS3 table1 table2 tableS1
-    tableS2, merging (token merging), readings (open readings of the paper), or all. What several
-    of them need is measured once. A stopped run continues: type the same command again.
+    tableS2, merging (token merging), readings (open readings of the paper), or all of these; or
+    beyond, which stands for all of what goes beyond the paper. What several of them need is
+    measured once. A stopped run continues: type the same command again.
 
     Example: hess reproduce fig6 --scenes 16
     """
