@@ -48,7 +48,7 @@ def _origin(measured: Measured, product: Product) -> list[str]:
     experiment, common = measured.experiment, measured.common
     profile = measured.calibrated.profile
     lines = [f"Model: {measured.calibrated.model.model_name}."]
-    if experiment.is_measured:
+    if experiment.is_measured or experiment.figure == "guard":
         lines += [
             f"Data: {measured.dataset.name}, {count_text(len(measured.dataset), 'scene')}.",
             f"Protocol: {measured.protocol.describe()}.",

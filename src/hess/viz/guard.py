@@ -48,8 +48,8 @@ def guard_figure(rows: Sequence[Mapping[str, Any]], theme: Theme = LIGHT) -> Fig
         )  # fmt: skip
         axes.set_xlim(0, top)
         axes.set_ylim(0, top)
-        axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.xaxis.set_major_formatter(PercentFormatter(1))
+        axes.yaxis.set_major_formatter(PercentFormatter(1))
         axes.set_title(f"limit {limit:.0%}: {len(found)} scenes made sparse", fontsize=10)
         axes.set_xlabel("drift of the probe views", fontsize=10)
     panels[0].set_ylabel("drift of all views", fontsize=10)
