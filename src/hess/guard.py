@@ -26,8 +26,8 @@ PROBE_VIEWS = 8
 """Photos that are run to find out; the guard was checked with this number (docs/beyond.md)."""
 
 MARGIN = 0.65
-"""The drift of the probe may be this share of the limit, since that of all photos differs: on 32
-calibration scenes of nano it was at most 1.55 times as large, 1.40 times on 95 of 100."""
+"""The drift of the probe may be this share of the limit, since that of all photos differs; chosen
+on calibration scenes, checked on others (docs/beyond.md)."""
 
 CONFIDENT_SHARE = 0.8
 """Share of the points that count: the rest is left out of point clouds, too."""

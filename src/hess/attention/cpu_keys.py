@@ -96,10 +96,6 @@ class Row(NamedTuple):
     blocks: Tensor | None
     num_patches: int
 
-    @property
-    def num_keys(self) -> int:
-        return self.head.num_special + self.num_patches
-
     def whole(self) -> Pair:
         """All keys and values at once."""
         head = self.head
