@@ -10,7 +10,7 @@ demo: $(READY)
 	$(BIN)/hess demo
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 check: lint types docs test
 

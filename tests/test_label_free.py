@@ -4,8 +4,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from hess.calibration import calibrate
@@ -13,10 +15,16 @@ from hess.datasets.photo_scenes import photo_scenes
 from hess.datasets.scene import Scene
 from hess.errors import AlignmentError, ConfigError, DatasetError, ProfileError
 from hess.geometry.fit_rules import square_crop
-from hess.geometry.poses import camera_centers
 from hess.sensitivity.fisher import fisher_probe
 from hess.sensitivity.profile import HessProfile
-from hess.sensitivity.random_errors import ProbeConfig, random_errors, without_similarity
+from hess.sensitivity.random_errors import (
+    CONTROL_POINTS,
+    SCORE_EXPONENT,
+    ProbeConfig,
+    random_errors,
+    smooth_noise,
+    without_similarity,
+)
 from test_calibrate import Scenes, make_scene
 from test_sensitivity import TinyModel
 from test_video import write_video
@@ -36,18 +44,31 @@ class Photos(Scenes):
         return (self[index] for index in range(self.count))
 
 
-def exact_traces(model: TinyModel, scene: Scene) -> Tensor:
-    """tr(Jᵀ P J) of the query projections by one gradient per coordinate: [error, layer, head].
+def smoothing(shape: tuple[int, int, int], num_points: int) -> Tensor:
+    """The linear map from control values to the noise of points, column by column of one axis."""
+    views = shape[0]
+    unit = torch.eye(views * num_points**2).double().view(-1, views, num_points, num_points)
+    smooth = F.interpolate(unit, shape[1:], mode="bilinear", align_corners=True)
+    return smooth.flatten(1).T
 
-    P takes out what a similarity of the scene makes of the prediction.
+
+def exact_traces(model: TinyModel, scene: Scene) -> Tensor:
+    """tr(Jᵀ P S Sᵀ P J) of the query projections by one gradient per coordinate: [error, layer,
+    head].
+
+    P takes out what a similarity of the scene makes of the prediction, S smooths the noise of
+    points; cameras have S = 1.
     """
     weights = [site.module.qkv.weight for site in model.global_attention_sites()]
     predictions = model(scene.images[None])
-    centers = camera_centers(predictions.world_from_cam[0])
-    points = predictions.world_points[0].flatten(0, 2)
-    scale = (points - centers[0]).norm(dim=-1).mean().item()
+    poses, point_map = predictions.world_from_cam[0], predictions.world_points[0]
+    points = point_map.flatten(0, 2)
+    scale = (points - poses[0, :3, 3]).norm(dim=-1).mean().item()
+    axes = [poses[:, :3, 3] + scale * poses[:, :3, axis] for axis in range(3)]
+    cameras = torch.stack((poses[:, :3, 3], *axes), dim=1).flatten(0, 1)
+    smooth = smoothing(tuple(point_map.shape[:3]), CONTROL_POINTS)
     found = []
-    for moved in (centers, points):
+    for moved, mixed in ((cameras, torch.eye(len(cameras)).double()), (points, smooth)):
         rows = [
             torch.cat([g.flatten() for g in torch.autograd.grad(x, weights, retain_graph=True)])
             for x in moved.flatten()
@@ -55,7 +76,8 @@ def exact_traces(model: TinyModel, scene: Scene) -> Tensor:
         jacobian = torch.stack(rows).double()
         columns = jacobian.T.reshape(-1, len(moved), 3)
         projected = torch.stack([without_similarity(c, moved.detach().double()) for c in columns])
-        squares = (projected / scale).square().sum((1, 2)) / len(moved)
+        seen = mixed.T @ (projected / scale)
+        squares = seen.square().sum((1, 2)) / len(moved)
         per_layer = squares.view(len(weights), 3, model.num_heads, -1).sum(-1)
         found.append(per_layer[:, 0])
     return torch.stack(found)
@@ -77,6 +99,24 @@ def test_the_mean_over_probes_is_the_trace_of_the_jacobian():
     standard_error = draws.std(0) / len(draws) ** 0.5
     assert (standard_error < 0.25 * expected).all()
     assert ((draws.mean(0) - expected).abs() < 4 * standard_error).all()
+
+
+def test_noise_of_points_is_smooth_over_a_view_and_of_its_own_in_each():
+    noise = smooth_noise(np.random.default_rng(0), (2, 9, 13)).view(2, 9, 13, 3)
+    at_control = noise[:, ::4, ::6]
+    assert at_control.std() > 0.7
+    middle = (at_control[:, :-1] + at_control[:, 1:]) / 2
+    assert torch.allclose(noise[:, 2::4, ::6], middle)
+    assert not torch.allclose(noise[0], noise[1], atol=0.5)
+
+
+def test_of_one_photo_only_points_give_a_trace():
+    """However a single camera moves, a similarity of the scene moves it back."""
+    model, scene = TinyModel(), photos_only(make_scene(0))
+    one = replace(scene, images=scene.images[:1], view_names=())
+    camera, point = next(random_errors(model, one, ProbeConfig(), 0))
+    assert camera == 0
+    assert point != 0
 
 
 def test_noise_holds_nothing_that_a_similarity_makes():
@@ -105,6 +145,9 @@ def test_photos_alone_are_enough_and_the_kind_is_recorded(tmp_path: Path):
     assert profile.kind == "label-free"
     assert (profile.traces > 0).all()
     assert profile.provenance["config"] == {"num_probes": 3, "seed": 0}
+    query = profile.traces[:, :, 0].mean(0)
+    mixed = (query / query.sum(-1, keepdim=True)).mean(0) ** SCORE_EXPONENT
+    assert torch.allclose(profile.scores(), mixed / mixed.sum(-1, keepdim=True))
     assert [scene.camera_error for scene in profile.scenes] == [None] * 3
     profile.save(tmp_path / "a.hess")
     again = HessProfile.load(tmp_path / "a.hess")

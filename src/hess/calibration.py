@@ -16,7 +16,12 @@ from hess.models.base import Model
 from hess.models.swap import check_dense
 from hess.sensitivity.fisher import FisherProbe, FisherTraces, fisher_probe, weight_norms
 from hess.sensitivity.profile import HessProfile, SceneRecord, model_fingerprint
-from hess.sensitivity.random_errors import ProbeConfig, random_errors
+from hess.sensitivity.random_errors import (
+    CAMERA_WEIGHT,
+    SCORE_EXPONENT,
+    ProbeConfig,
+    random_errors,
+)
 from hess.sensitivity.scene_errors import CalibrationConfig, scene_errors
 
 Progress = Callable[[int, int, str], None]
@@ -182,8 +187,11 @@ def _provenance(
         "versions": {"hess": hess.__version__, "torch": torch.__version__},
     }
     if isinstance(config, ProbeConfig):
-        # The paper's weights are for its errors; here nothing speaks for one of them.
-        provenance |= {"kind": "label-free", "camera_weight": 0.5}
+        provenance |= {
+            "kind": "label-free",
+            "camera_weight": CAMERA_WEIGHT,
+            "score_exponent": SCORE_EXPONENT,
+        }
     # Through JSON, so that it equals what is read back from a checkpoint (tuples become lists).
     try:
         normalised: dict[str, Any] = json.loads(json.dumps(provenance, allow_nan=False))

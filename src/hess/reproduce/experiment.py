@@ -73,6 +73,7 @@ class ProfileSpec:
     Args:
         first: only the first scenes of the main profile; the rest then means nothing.
         bundled: the bundled profile of the model with this behind its name; likewise.
+        score_exponent: power of the scores of a bundled profile; None: its own.
         data, scenes, views, seed: what to calibrate on, see ``open_dataset``.
         inlier_on: see ``CalibrationConfig``.
         probes: draws of noise per scene of a calibration without ground truth, see
@@ -81,6 +82,7 @@ class ProfileSpec:
 
     first: int | None = None
     bundled: str | None = None
+    score_exponent: float | None = None
     data: str = "procedural"
     scenes: int = 40
     views: int = 20

@@ -40,7 +40,10 @@ def make_profile(
     if spec.bundled is not None:
         profile = load_profile(f"{model.model_name}{spec.bundled}")
         profile.check_model(model)
-        return profile
+        if spec.score_exponent is None:
+            return profile
+        provenance = profile.provenance | {"score_exponent": spec.score_exponent}
+        return replace(profile, provenance=provenance)
     if spec.first is None:
         dataset = open_dataset(
             spec.data,

@@ -78,8 +78,9 @@ class HessProfile:
         scenes: one record per scene.
         failed: (scene name, reason) of the scenes that gave no traces.
         provenance: JSON object; holds at least ``model_name``, ``model_fingerprint``,
-            ``camera_weight`` (the model's default) and ``num_scenes`` (planned). ``kind`` is
-            "label-free" if no ground truth was used; without it the profile is the paper's.
+            ``camera_weight`` (the model's default) and ``num_scenes`` (planned). If no ground
+            truth was used, ``kind`` is "label-free" and ``score_exponent`` says to which power
+            scores are raised; without them the profile is the paper's.
 
     Raises:
         ProfileError: tensors have the wrong type, shape or range, or a key is missing.
@@ -175,7 +176,13 @@ class HessProfile:
                 f"point error has weight {1.0 - camera_weight:g}; pass camera_weight=1 or "
                 "calibrate on scenes with depth"
             )
-        return head_scores(camera, point, camera_weight=camera_weight, normalization=normalization)
+        return head_scores(
+            camera,
+            point,
+            camera_weight=camera_weight,
+            normalization=normalization,
+            exponent=float(self.provenance.get("score_exponent", 1.0)),
+        )
 
     def layer_shares(self, camera_weight: float | None = None) -> Tensor:
         """Share of each layer in the query traces of all: float64 [layers], sums to 1.

@@ -1,5 +1,6 @@
 """From Fisher traces to head sensitivity scores (Eq. 7-9) and their variants (Table 1)."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -35,6 +36,7 @@ def head_scores(
     *,
     camera_weight: float,
     normalization: str = "trace",
+    exponent: float = 1.0,
 ) -> Tensor:
     """HeSS per head (Eq. 9): ``lambda * camera_score + (1 - lambda) * point_score``.
 
@@ -54,6 +56,7 @@ def head_scores(
         camera_traces, point_traces: [layers, heads], not negative; None when absent.
         camera_weight: lambda, in [0, 1].
         normalization: one of ``NORMALIZATIONS``.
+        exponent: power to which the mixed scores are raised, > 0; 1 in the paper.
 
     Returns:
         [layers, heads], not negative, every row sums to 1.
@@ -68,6 +71,8 @@ def head_scores(
         raise ConfigError(
             f"normalization must be one of {NORMALIZATIONS}, found {normalization!r}"
         )
+    if not (math.isfinite(exponent) and exponent > 0):
+        raise ConfigError(f"the exponent of scores must be > 0, found {exponent}")
     weighted = [(camera_weight, camera_traces), (1.0 - camera_weight, point_traces)]
     parts = [(weight, traces) for weight, traces in weighted if weight > 0]
     present = [(weight, traces) for weight, traces in parts if traces is not None]
@@ -80,7 +85,7 @@ def head_scores(
     score = torch.zeros_like(present[0][1])
     for weight, traces in present:
         score = score + weight * _comparable(traces, normalization)
-    return _rows_to_one(score)
+    return _rows_to_one(_rows_to_one(score) ** exponent)
 
 
 def aggregate_scenes(traces: Tensor, aggregate: str = "mean") -> Tensor | None:
