@@ -302,9 +302,15 @@ def reversed_difference(row: Row) -> str:
 def label_free(path: str) -> str:
     """HeSS with the profile made without ground truth beside HeSS."""
     header = ["ρ, τ", "block sparsity", *(f"Δ {name}" for name in MAIN_METRICS.values())]
+    header.append("behind by over 2 SE")
     body = []
     for rows in by_setting(path):
         row = rows["HeSS, label-free"]
+        behind = []
+        for metric, name in MAIN_METRICS.items():
+            loss = row[f"paired_{metric}_vs_hess"] * (-1 if metric == "auc_30" else 1)
+            if loss > 2 * row[f"paired_{metric}_vs_hess_se"]:
+                behind.append(name)
         body.append(
             [
                 f"{row['sparse_ratio']:g}, {row['cdf_threshold']:g}",
@@ -315,9 +321,44 @@ def label_free(path: str) -> str:
                     for metric in MAIN_METRICS
                     if metric != "auc_30"
                 ),
+                ", ".join(behind) or "nothing",
             ]
         )
     return markdown(header, body)
+
+
+def variants(path: str) -> str:
+    """Paired differences of each row of ``hess reproduce`` to its reference, a column per setting.
+
+    AUC@30 in points and the point error in thousandths of the scene's unit.
+    """
+    settings = by_setting(path)
+    labels = list(dict.fromkeys(row["label"] for row in read(path)))
+    header = ["variant"]
+    for rows in settings:
+        row = next(iter(rows.values()))
+        setting = f"{row['sparse_ratio']:g}, {row['cdf_threshold']:g}"
+        header += [f"Δ AUC@30 at {setting}", f"Δ point error at {setting}"]
+    body = []
+    for name in labels:
+        line = [name]
+        for rows in settings:
+            for metric, scale in (("auc_30", 100), ("point_error", 1000)):
+                line.append(scaled_difference(rows.get(name, {}), metric, scale))
+        body.append(line)
+    return markdown(header, body)
+
+
+def scaled_difference(row: Row, metric: str, scale: float) -> str:
+    """The paired difference of a metric times ``scale``; the mean in brackets if there is none."""
+    key = next((k for k in row if re.fullmatch(f"paired_{metric}_vs_.*(?<!_se)", k)), None)
+    if key is not None and row[key] is not None:
+        text = f"{scale * row[key]:+.1f} ± {scale * row[f'{key}_se']:.1f}"
+    elif metric in row:
+        text = f"({scale * row[metric]:.1f})"
+    else:
+        text = "–"
+    return text.replace("-", "−")
 
 
 TABLES: dict[str, Callable[[str], str]] = {
@@ -330,6 +371,7 @@ TABLES: dict[str, Callable[[str], str]] = {
     "plus": plus,
     "real": real,
     "sweep": sweep,
+    "variants": variants,
     **{f"bench_{name}": bench(name) for name in BENCH_TABLES},
 }
 
