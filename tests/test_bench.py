@@ -301,14 +301,15 @@ def test_packing_counts_once_in_the_share() -> None:
 def test_model_rows() -> None:
     model, scores = load_model("nano"), suite.MODELS["nano"][0](CPU)[1]
     found = bench_model(model, suite.policies(scores), num_views=2, height=48, width=48, rounds=2)
-    assert [row["policy"] for row in found.rows] == ["dense", *3 * ["uniform", "hess"]]
+    assert [row["policy"] for row in found.rows] == ["dense", *3 * ["uniform", "hess"], "hess+"]
     for row in found.rows:
         assert set(row["stage_seconds"]) == set(STAGES)
         assert row["seconds"] > 0
         assert row["samples"] == 1
     by_ratio = [row for row in found.rows if row["sparse_ratio"] == 0.75]
-    uniform, hess = (row["block_sparsity"] for row in by_ratio)
+    uniform, hess, plus = (row["block_sparsity"] for row in by_ratio)
     assert uniform == pytest.approx(hess, abs=1e-3)
+    assert uniform == pytest.approx(plus, abs=1e-3)
     assert uniform > 0.6
     assert found.rows[0]["block_sparsity"] == 0
 

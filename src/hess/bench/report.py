@@ -127,11 +127,12 @@ def break_even_table(rows: Sequence[Row]) -> Table:
 def model_table(rows: Sequence[Row]) -> Table:
     """Whole models under each policy."""
     header = ["model", "views", "policy", "ρ, τ", "block sparsity", "seconds", "to dense"]
-    table = [[*header, "HeSS to uniform", "peak MiB"]]
+    table = [[*header, "to uniform", "peak MiB"]]
     models = [row for row in rows if row["op"] == "model"]
     for row in models:
         dense = next(r for r in models if r["policy"] == "dense" and _same_run(r, row))
-        uniform = uniform_beside(row, models) if row["policy"] == "hess" else None
+        rivals = row["policy"] in ("hess", "hess+")
+        uniform = uniform_beside(row, models) if rivals else None
         table.append(
             [
                 *_model_cells(row),

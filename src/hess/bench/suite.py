@@ -21,6 +21,7 @@ from hess.models.vggt import VGGT, VGGTConfig
 from hess.policies.base import Policy
 from hess.policies.dense import Dense
 from hess.policies.hess import HeSS
+from hess.policies.hess_plus import HessPlus
 from hess.policies.scored import ScoreSource
 from hess.policies.uniform import Uniform
 from hess.sensitivity.profile import load_profile
@@ -35,11 +36,12 @@ Step = Callable[[torch.device], Iterator[Outcome]]
 
 
 def policies(source: ScoreSource) -> list[Policy]:
-    """Dense, and uniform and HeSS at :data:`SETTINGS`."""
+    """Dense, uniform and HeSS at :data:`SETTINGS`, and HeSS+ at the last."""
     found: list[Policy] = [Dense()]
     for ratio, threshold in SETTINGS:
         found.append(Uniform(sparse_ratio=ratio, cdf_threshold=threshold))
         found.append(HeSS(source, sparse_ratio=ratio, cdf_threshold=threshold))
+    found.append(HessPlus(source, sparse_ratio=ratio, cdf_threshold=threshold))
     return found
 
 
