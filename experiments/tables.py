@@ -309,8 +309,9 @@ def label_free(path: str) -> str:
         behind = []
         for metric, name in MAIN_METRICS.items():
             loss = row[f"paired_{metric}_vs_hess"] * (-1 if metric == "auc_30" else 1)
-            if loss > 2 * row[f"paired_{metric}_vs_hess_se"]:
-                behind.append(name)
+            error = row[f"paired_{metric}_vs_hess_se"]
+            if loss > 2 * error:
+                behind.append(f"{name} ({loss / error:.1f} SE)")
         body.append(
             [
                 f"{row['sparse_ratio']:g}, {row['cdf_threshold']:g}",

@@ -43,7 +43,7 @@ class ProbeConfig:
         ConfigError: a value is out of range.
     """
 
-    num_probes: int = 2
+    num_probes: int = 1
     seed: int = 0
 
     def __post_init__(self) -> None:
