@@ -259,14 +259,16 @@ def by_setting(path: str) -> list[dict[str, Row]]:
     return sorted(found.values(), key=lambda rows: min(r["block_sparsity"] for r in rows.values()))
 
 
-def beaten(row: Row, reference: str) -> list[str]:
-    """Metrics in which ``row`` is better than the reference by more than two standard errors."""
+def beyond_errors(row: Row, reference: str, sign: int) -> str:
+    """Metrics in which ``row`` is better (1) or worse (-1) than the reference by over two standard
+    errors, in words."""
     names = []
     for metric, name in MAIN_METRICS.items():
-        gain = row[f"paired_{metric}_vs_{reference}"] * (1 if metric == "auc_30" else -1)
-        if gain > 2 * row[f"paired_{metric}_vs_{reference}_se"]:
-            names.append(f"{name} ({gain / row[f'paired_{metric}_vs_{reference}_se']:.1f} SE)")
-    return names
+        key = f"paired_{metric}_vs_{reference}"
+        gain = sign * row[key] * (1 if metric == "auc_30" else -1)
+        if gain > 2 * row[f"{key}_se"]:
+            names.append(f"{name} ({gain / row[f'{key}_se']:.1f} SE)")
+    return ", ".join(names)
 
 
 def plus(path: str) -> str:
@@ -278,7 +280,8 @@ def plus(path: str) -> str:
     for rows in by_setting(path):
         uniform, hess, ours = rows["Uniform"], rows["HeSS"], rows["HeSS+"]
         lost = [dense["auc_30"] - row["auc_30"] for row in (ours, hess)]
-        behind = [f"{m} of {r['label']}" for r in (uniform, hess) for m in beaten(r, "hess_plus")]
+        better = ((r["label"], beyond_errors(r, "hess_plus", 1)) for r in (uniform, hess))
+        behind = [f"{metrics} of {rival}" for rival, metrics in better if metrics]
         body.append(
             [
                 f"{ours['sparse_ratio']:g}, {ours['cdf_threshold']:g}",
@@ -306,12 +309,6 @@ def label_free(path: str) -> str:
     body = []
     for rows in by_setting(path):
         row = rows["HeSS, label-free"]
-        behind = []
-        for metric, name in MAIN_METRICS.items():
-            loss = row[f"paired_{metric}_vs_hess"] * (-1 if metric == "auc_30" else 1)
-            error = row[f"paired_{metric}_vs_hess_se"]
-            if loss > 2 * error:
-                behind.append(f"{name} ({loss / error:.1f} SE)")
         body.append(
             [
                 f"{row['sparse_ratio']:g}, {row['cdf_threshold']:g}",
@@ -322,7 +319,7 @@ def label_free(path: str) -> str:
                     for metric in MAIN_METRICS
                     if metric != "auc_30"
                 ),
-                ", ".join(behind) or "nothing",
+                beyond_errors(row, "hess", -1) or "nothing",
             ]
         )
     return markdown(header, body)

@@ -131,8 +131,8 @@ def model_table(rows: Sequence[Row]) -> Table:
     models = [row for row in rows if row["op"] == "model"]
     for row in models:
         dense = next(r for r in models if r["policy"] == "dense" and _same_run(r, row))
-        rivals = row["policy"] in ("hess", "hess+")
-        uniform = uniform_beside(row, models) if rivals else None
+        scored = row["policy"] in ("hess", "hess+")
+        uniform = uniform_beside(row, models) if scored else None
         table.append(
             [
                 *_model_cells(row),

@@ -41,8 +41,8 @@ def policies(source: ScoreSource) -> list[Policy]:
     for ratio, threshold in SETTINGS:
         found.append(Uniform(sparse_ratio=ratio, cdf_threshold=threshold))
         found.append(HeSS(source, sparse_ratio=ratio, cdf_threshold=threshold))
-    found.append(HessPlus(source, sparse_ratio=ratio, cdf_threshold=threshold))
-    return found
+    ratio, threshold = SETTINGS[-1]
+    return [*found, HessPlus(source, sparse_ratio=ratio, cdf_threshold=threshold)]
 
 
 def _full(device: torch.device) -> tuple[Model, ScoreSource]:
