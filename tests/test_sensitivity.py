@@ -1,5 +1,6 @@
 """Errors of Eq. 2-4, Fisher traces against explicit heads and finite differences, scores."""
 
+import math
 import weakref
 from collections.abc import Callable
 from typing import ClassVar
@@ -571,6 +572,21 @@ def test_an_error_no_head_influences_leaves_the_layer_to_the_other(normalization
     torch.testing.assert_close(both[1], scores(normalization, 0.0)[1])
     alone = head_scores(dead, None, camera_weight=1.0, normalization=normalization)
     assert alone[1].tolist() == [0.5, 0.5]
+
+
+@given(exponent=st.floats(0.1, 3.0))
+def test_an_exponent_tempers_scores_within_each_layer(exponent: float):
+    plain = head_scores(CAMERA, POINT, camera_weight=0.5)
+    raised = head_scores(CAMERA, POINT, camera_weight=0.5, exponent=exponent)
+    assert torch.allclose(raised.sum(-1), torch.ones(len(raised), dtype=torch.float64))
+    # Ratios of heads are what an exponent acts on.
+    assert torch.allclose(raised / raised[:, :1], (plain / plain[:, :1]) ** exponent)
+
+
+@pytest.mark.parametrize("exponent", [0.0, -1.0, math.nan, math.inf])
+def test_a_bad_exponent_is_refused(exponent: float):
+    with pytest.raises(ConfigError, match="exponent"):
+        head_scores(CAMERA, POINT, camera_weight=0.5, exponent=exponent)
 
 
 def test_scores_refuse_bad_parameters():
