@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from hess.datasets.scene import Dataset
     from hess.models.base import Model
 
+NUM_SCENES = {"data": 40, "images": 16}
+"""By default: of scenes with ground truth as in the paper, of photos by the measured convergence
+(docs/beyond.md)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Calibrate:
@@ -46,12 +50,12 @@ class Calibrate:
     docs/datasets.md)."""
     label_free: bool = False
     """Do not look at the ground truth of --data either."""
-    num_scenes: int = 40
-    """Scenes at most."""
+    num_scenes: int | None = None
+    """Scenes at most; by default 40 of --data, 16 of --images."""
     views: int = 20
     """Views per scene."""
     probes: int = 1
-    """Draws of noise per scene without ground truth; more scenes bring more than more draws."""
+    """Draws of noise per scene without ground truth; more than one hardly help."""
     inlier_threshold: float = 0.05
     """Epsilon of Eq. 3, on the squared distance in units of the mean point distance."""
     recompute: bool = True
@@ -99,13 +103,16 @@ class Calibrate:
         from hess.datasets.open import open_dataset
         from hess.datasets.photo_scenes import photo_scenes
 
+        num_scenes = self.num_scenes
+        if num_scenes is None:
+            num_scenes = NUM_SCENES["data" if self.images is None else "images"]
         config: CalibrationConfig | ProbeConfig = ProbeConfig(num_probes=self.probes)
         if self.images is None:
             dataset = open_dataset(
                 self.data or "procedural",
                 image_fit=model.image_rule,
                 views_per_scene=self.views,
-                num_scenes=self.num_scenes,
+                num_scenes=num_scenes,
             )
             if not self.label_free:
                 config = CalibrationConfig(inlier_threshold=self.inlier_threshold)
@@ -116,7 +123,7 @@ class Calibrate:
                 image_fit=model.image_rule,
                 frames_folder=frames,
                 views_per_scene=self.views,
-                num_scenes=self.num_scenes,
+                num_scenes=num_scenes,
                 progress=progress,
             )
         return photos, config
