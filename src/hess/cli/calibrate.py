@@ -55,7 +55,7 @@ class Calibrate:
     views: int = 20
     """Views per scene."""
     probes: int = 1
-    """Draws of noise per scene without ground truth; more than one hardly help."""
+    """Draws of noise per scene without ground truth; more than one hardly helps."""
     inlier_threshold: float = 0.05
     """Epsilon of Eq. 3, on the squared distance in units of the mean point distance."""
     recompute: bool = True
