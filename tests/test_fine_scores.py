@@ -21,10 +21,11 @@ LAYOUTS = {
 }
 
 
-def queries_and_keys(layout: TokenLayout) -> tuple[Tensor, Tensor]:
+def tokens(layout: TokenLayout) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values."""
     generator = torch.Generator().manual_seed(0)
-    q, k = torch.randn(2, 2, 3, layout.num_tokens, 8, generator=generator).double()
-    return 2 * q, 2 * k
+    q, k, v = torch.randn(3, 2, 3, layout.num_tokens, 8, generator=generator).double()
+    return 2 * q, 2 * k, v
 
 
 def probabilities(scores: FineScores) -> Tensor:
@@ -33,20 +34,20 @@ def probabilities(scores: FineScores) -> Tensor:
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
 def test_parts_of_one_token_give_the_exact_share_of_a_block(layout) -> None:
-    q, k = queries_and_keys(layout)
+    q, k, v = tokens(layout)
     patches = layout.patch_index
     attention = (q[:, :, patches] @ k[:, :, patches].mT / 8**0.5).softmax(-1)
     rows = attention.split(6, dim=-2)
     expected = [[part.sum(-1).mean(-1) for part in row.split(6, dim=-1)] for row in rows]
     expected = torch.stack([torch.stack(row, dim=-1) for row in expected], dim=-2)
-    found = probabilities(pool_fine_scores(q, k, layout, 6, 6, split=6))
+    found = probabilities(pool_fine_scores(q, k, v, layout, 6, 6, split=6))
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("split", [2, 3])
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
 def test_probabilities_are_sums_over_parts(layout, split) -> None:
-    q, k = queries_and_keys(layout)
+    q, k, v = tokens(layout)
     patches, size = layout.patch_index, 6 // split
     q_parts = q[:, :, patches].split(size, dim=-2)
     k_parts = k[:, :, patches].split(size, dim=-2)
@@ -63,13 +64,13 @@ def test_probabilities_are_sums_over_parts(layout, split) -> None:
         rows.append(row / sum(part.shape[-2] for part in parts))
     fine = torch.stack(rows, dim=-2)
     expected = torch.stack([x.sum(-1) for x in fine.split(split, dim=-1)], dim=-1)
-    found = probabilities(pool_fine_scores(q, k, layout, 6, 6, split=split))
+    found = probabilities(pool_fine_scores(q, k, v, layout, 6, 6, split=split))
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
 
 
 def test_chunks_rows_and_samples_agree() -> None:
     layout = LAYOUTS["half a last block"]
-    scores = pool_fine_scores(*queries_and_keys(layout), layout, 6, 6, split=2)
+    scores = pool_fine_scores(*tokens(layout), layout, 6, 6, split=2)
     whole = torch.cat([x for _, x in scores.chunks(10**6)]).view(scores.shape)
     for entries in (1, 100, 300):
         chunks = torch.cat([x for _, x in scores.chunks(entries)]).view(scores.shape)
@@ -82,13 +83,13 @@ def test_chunks_rows_and_samples_agree() -> None:
 
 def test_a_single_part_is_the_pooled_map_and_the_coarse_one_stays() -> None:
     layout = LAYOUTS["whole blocks"]
-    q, k = queries_and_keys(layout)
+    q, k, v = tokens(layout)
     plain = pool_scores(q, k, layout, 6, 6)
     expected = torch.cat([x.softmax(-1) for _, x in plain.chunks(10**6)]).view(plain.shape)
     torch.testing.assert_close(
-        probabilities(pool_fine_scores(q, k, layout, 6, 6, split=1)), expected
+        probabilities(pool_fine_scores(q, k, v, layout, 6, 6, split=1)), expected
     )
-    coarse = pool_fine_scores(q, k, layout, 6, 6, split=3).coarse
+    coarse = pool_fine_scores(q, k, v, layout, 6, 6, split=3).coarse
     assert torch.equal(coarse.q_mean, plain.q_mean)
 
 
@@ -99,7 +100,7 @@ def test_parts_are_equal() -> None:
     layout = LAYOUTS["whole blocks"]
     for wrong in (0, 4):
         with pytest.raises(ConfigError, match="take a divisor of both"):
-            pool_fine_scores(*queries_and_keys(layout), layout, 6, 6, split=wrong)
+            pool_fine_scores(*tokens(layout), layout, 6, 6, split=wrong)
     with pytest.raises(ConfigError, match="at least 1 token"):
         parts_of(0, 6, 4)
 

@@ -170,7 +170,9 @@ def test_layer_budgets_need_a_ratio_alone(ratio) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"score_exponent": 1.5}, {"score_power": -1.0}, {"pool_parts": 0}], ids=str
+    "wrong",
+    [{"score_exponent": 1.5}, {"score_power": -1.0}, {"pool_parts": 0}, {"match_rounds": -1}],
+    ids=str,
 )
 def test_parameters_out_of_range(wrong) -> None:
     with pytest.raises(ConfigError, match=next(iter(wrong))):

@@ -164,7 +164,7 @@ class SparseAttention(StandIn):
         if layout is None:
             raise LayoutError("a sparse global attention needs the token layout, found None")
         q, k, v = self.dense.project(x, rope)
-        mask = self._block_mask(q, k, layout)
+        mask = self._block_mask(q, k, v, layout)
         if mask is None:
             nothing = q.new_zeros(q.shape[:2], dtype=torch.float64)
             self._stats.record(self._layer_idx, nothing, nothing, "dense")
@@ -179,12 +179,14 @@ class SparseAttention(StandIn):
         )
         return self.dense.merge(out)
 
-    def _block_mask(self, q: Tensor, k: Tensor, layout: TokenLayout) -> BlockMask | None:
+    def _block_mask(
+        self, q: Tensor, k: Tensor, v: Tensor, layout: TokenLayout
+    ) -> BlockMask | None:
         if not self._policy.needs_scores or layout.num_tokens < self._dense_below:
             return None
         split = parts_of(*self._block_sizes, self._policy.pool_parts)
         if split > 1:
-            pooled: PooledScores = pool_fine_scores(q, k, layout, *self._block_sizes, split)
+            pooled: PooledScores = pool_fine_scores(q, k, v, layout, *self._block_sizes, split)
         else:
             pooled = pool_scores(q, k, layout, *self._block_sizes)
         return self._policy.block_mask(pooled, self._layer_idx)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hess.attention.layout import TokenLayout
-from hess.attention.pooled_scores import PooledScores, pool_scores
+from hess.attention.pooled_scores import PooledScores, pool_scores, pool_tokens
 from hess.attention.pooling import num_blocks
 from hess.errors import ConfigError
 
@@ -25,12 +25,17 @@ class FineScores(PooledScores):
 
     Args:
         q_mean, k_mean: means over parts: [B, heads, parts, d].
+        v_mean: values, likewise.
+        k_special, v_special: keys and values of special tokens, one by one: [B, heads, special, d].
         coarse: the scores by whole blocks.
         split: parts of a block.
         part_size_q, part_size_kv: tokens of a part.
         num_tokens: patch tokens; the last part may have fewer than the others.
     """
 
+    v_mean: Tensor
+    k_special: Tensor
+    v_special: Tensor
     coarse: PooledScores
     split: int
     part_size_q: int
@@ -45,20 +50,54 @@ class FineScores(PooledScores):
     def entries_per_logit(self) -> int:
         return self.split**2
 
-    def _logits(self, heads: slice, q_blocks: slice | Tensor) -> Tensor:
-        q, k = self._flat_means
-        q_parts, k_parts = self._part_tokens
-        blocks = torch.arange(self.shape[2], device=q.device)[q_blocks]
-        parts = blocks[:, None] * self.split + torch.arange(self.split, device=q.device)
-        weights = q_parts[parts.flatten()]
-        parts = parts.flatten().clamp(max=q.shape[1] - 1)
+    @cached_property
+    def flat_values(self) -> tuple[Tensor, Tensor]:
+        """Values of parts [B * heads, parts, d], and of special tokens; NaN is 0, as in keys."""
+        v, special = (
+            x.flatten(0, 1).nan_to_num(0, 0, 0).to(self.v_mean.dtype)
+            for x in (self.v_mean, self.v_special)
+        )
+        return v, special
+
+    def part_probs(self, heads: slice, q_blocks: slice | Tensor) -> tuple[Tensor, Tensor]:
+        """How parts of queries attend, to parts of keys and to special tokens:
+        [heads, parts of the query blocks, parts] and [heads, ..., special]."""
+        logits, q = self._part_logits(heads, q_blocks)
+        special = self.k_special.flatten(0, 1)[heads].nan_to_num(0, 0, 0).to(q.dtype)
         with torch.autocast(self.device.type, enabled=False):
-            fine = (q[heads, parts] @ k[heads].mT + k_parts.log()).softmax(-1)
-        fine = F.pad(fine, (0, self.shape[3] * self.split - fine.shape[-1]))
-        by_key_block = fine.unflatten(-1, (-1, self.split)).sum(-1) * weights[:, None]
-        by_block = by_key_block.unflatten(1, (-1, self.split)).sum(2)
+            probs = torch.cat([logits, q @ special.mT], dim=-1).softmax(-1)
+        return probs[..., : logits.shape[-1]], probs[..., logits.shape[-1] :]
+
+    def by_key_block(self, x: Tensor) -> Tensor:
+        """[..., parts of all keys] to [..., kv_blocks, split], with zeros for missing parts."""
+        x = F.pad(x, (0, self.shape[3] * self.split - x.shape[-1]))
+        return x.unflatten(-1, (-1, self.split))
+
+    def mean_over_queries(self, x: Tensor, q_blocks: slice | Tensor) -> Tensor:
+        """[heads, parts of the query blocks, n] to the mean over tokens [heads, blocks, n]."""
+        weights = self._part_tokens[0][self._parts_in(q_blocks)]
         total = weights.view(-1, self.split).sum(1)[:, None]
-        return (by_block / total).clamp_min(torch.finfo(q.dtype).tiny).log().flatten(0, 1)
+        return (x * weights[:, None]).unflatten(1, (-1, self.split)).sum(2) / total
+
+    def _logits(self, heads: slice, q_blocks: slice | Tensor) -> Tensor:
+        logits, _ = self._part_logits(heads, q_blocks)
+        by_key_block = self.by_key_block(logits.softmax(-1)).sum(-1)
+        by_block = self.mean_over_queries(by_key_block, q_blocks)
+        return by_block.clamp_min(torch.finfo(by_block.dtype).tiny).log().flatten(0, 1)
+
+    def _part_logits(self, heads: slice, q_blocks: slice | Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of all tokens of a part together, and the scaled queries behind them. A part
+        beyond the last query repeats that one."""
+        q, k = self._flat_means
+        parts = self._parts_in(q_blocks).clamp(max=q.shape[1] - 1)
+        queries = q[heads, parts]
+        with torch.autocast(self.device.type, enabled=False):
+            return queries @ k[heads].mT + self._part_tokens[1].log(), queries
+
+    def _parts_in(self, q_blocks: slice | Tensor) -> Tensor:
+        blocks = torch.arange(self.shape[2], device=self.device)[q_blocks]
+        parts = blocks[:, None] * self.split + torch.arange(self.split, device=self.device)
+        return parts.flatten()
 
     @cached_property
     def _part_tokens(self) -> tuple[Tensor, Tensor]:
@@ -73,12 +112,18 @@ class FineScores(PooledScores):
 
 
 def pool_fine_scores(
-    q: Tensor, k: Tensor, layout: TokenLayout, block_size_q: int, block_size_kv: int, split: int
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    layout: TokenLayout,
+    block_size_q: int,
+    block_size_kv: int,
+    split: int,
 ) -> FineScores:
-    """As :func:`pool_scores`, with each block pooled in ``split`` parts.
+    """As :func:`pool_scores`, with each block pooled in ``split`` parts, and values.
 
     Raises:
-        LayoutError: ``q`` or ``k`` does not fit ``layout``.
+        LayoutError: ``q``, ``k`` or ``v`` does not fit ``layout``.
         ConfigError: a block size is below 1 or cannot be split into equal parts.
     """
     if split < 1 or block_size_q % split or block_size_kv % split:
@@ -86,16 +131,20 @@ def pool_fine_scores(
             f"blocks of {block_size_q} and {block_size_kv} tokens cannot be pooled in {split} "
             "equal parts; take a divisor of both"
         )
-    parts = block_size_q // split, block_size_kv // split
-    fine = pool_scores(q, k, layout, *parts)
+    size_q, size_kv = block_size_q // split, block_size_kv // split
+    fine = pool_scores(q, k, layout, size_q, size_kv)
+    special = layout.special_index.to(k.device)
     return FineScores(
         q_mean=fine.q_mean,
         k_mean=fine.k_mean,
         scale=fine.scale,
+        v_mean=pool_tokens(v, layout, size_kv),
+        k_special=k[:, :, special],
+        v_special=v[:, :, special],
         coarse=pool_scores(q, k, layout, block_size_q, block_size_kv),
         split=split,
-        part_size_q=parts[0],
-        part_size_kv=parts[1],
+        part_size_q=size_q,
+        part_size_kv=size_kv,
         num_tokens=layout.num_patch_tokens,
     )
 

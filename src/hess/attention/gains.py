@@ -12,15 +12,11 @@ budget.
 import torch
 from torch import Tensor
 
-from hess.attention import torch_selection
 from hess.attention.pooled_scores import PooledScores
 from hess.attention.torch_selection import largest
 
 SAMPLED_ENTRIES = 2**22
 """Gains that are sorted to find how much a block must gain; smaller layers are sorted whole."""
-
-ENTRIES_ON_A_GPU = 2**25
-"""Logits of a chunk there; ranking them takes about 40 bytes for each."""
 
 
 def ranked_gains(logits: Tensor, weights: Tensor) -> Tensor:
@@ -54,7 +50,7 @@ def gain_counts(pooled: PooledScores, weights: Tensor, total: Tensor) -> Tensor:
     """
     batch, heads, q_blocks, kv_blocks = pooled.shape
     weights = weights.to(pooled.device, pooled.q_mean.dtype)
-    entries = _entries_at_once(pooled)
+    entries = pooled.entries_at_once
     sample = pooled.sampled_rows(max(8, SAMPLED_ENTRIES // (batch * heads * kv_blocks)), entries)
     share = sample.shape[2] / q_blocks
     gains = ranked_gains(sample, weights).flatten(1)
@@ -82,7 +78,7 @@ def joint_counts(pooled: PooledScores, weights: Tensor, totals: Tensor) -> Tenso
     weights = weights.to(pooled.device, pooled.q_mean.dtype)[:, None, None]
     totals = totals.to(pooled.device)
     counts = []
-    for rows, logits in pooled.row_chunks(_entries_at_once(pooled)):
+    for rows, logits in pooled.row_chunks(pooled.entries_at_once):
         worth = largest(logits.softmax(-1), logits.shape[-1]) * weights
         batch, heads, _, kv_blocks = worth.shape
         flat = worth.transpose(1, 2).flatten(2)
@@ -91,8 +87,3 @@ def joint_counts(pooled: PooledScores, weights: Tensor, totals: Tensor) -> Tenso
         kept = torch.zeros_like(taken).scatter_(-1, order, taken)
         counts.append(kept.view(batch, -1, heads, kv_blocks).sum(-1).transpose(1, 2))
     return torch.cat(counts, dim=2)
-
-
-def _entries_at_once(pooled: PooledScores) -> int:
-    on_cpu = pooled.device.type == "cpu"
-    return torch_selection.ENTRIES_AT_ONCE if on_cpu else ENTRIES_ON_A_GPU

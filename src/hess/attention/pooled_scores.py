@@ -9,8 +9,12 @@ from torch import Tensor
 
 from hess.attention import packing, triton_packing
 from hess.attention.layout import TokenLayout
+from hess.attention.torch_selection import ENTRIES_AT_ONCE
 from hess.attention.triton_backend import why_unavailable
 from hess.errors import LayoutError
+
+ENTRIES_ON_A_GPU = 2**25
+"""Logits of a chunk there, in plain torch; ranking them takes about 40 bytes for each."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -58,6 +62,11 @@ class PooledScores:
         """Numbers that are held at once for each logit."""
         return 1
 
+    @property
+    def entries_at_once(self) -> int:
+        """Logits of a chunk that plain torch works on."""
+        return ENTRIES_AT_ONCE if self.device.type == "cpu" else ENTRIES_ON_A_GPU
+
     def chunks(self, max_entries: int) -> Iterator[tuple[slice, Tensor]]:
         """All rows in order, as pairs of a slice of rows and their logits [rows, kv_blocks].
 
@@ -68,18 +77,23 @@ class PooledScores:
             max_entries: logits that a chunk may have; a single row may have more.
         """
         batch, heads, q_blocks, kv_blocks = self.shape
-        max_entries //= self.entries_per_logit
-        heads, entries = batch * heads, q_blocks * kv_blocks
-        if heads * entries <= max_entries:
-            yield slice(0, heads * q_blocks), self._whole
+        if batch * heads * q_blocks * kv_blocks * self.entries_per_logit <= max_entries:
+            yield slice(0, batch * heads * q_blocks), self._whole
             return
+        for some_heads, rows in self.pieces(max_entries):
+            logits = self._logits(some_heads, rows)
+            first = some_heads.start * q_blocks + rows.start
+            yield slice(first, first + len(logits)), logits
+
+    def pieces(self, max_entries: int) -> Iterator[tuple[slice, slice]]:
+        """Which heads and which of their query blocks make up each of the :meth:`chunks`."""
+        batch, heads, q_blocks, kv_blocks = self.shape
+        max_entries //= self.entries_per_logit
         some_rows = min(q_blocks, max(1, max_entries // kv_blocks))
-        some_heads = max(1, max_entries // entries)
-        for h in range(0, heads, some_heads):
+        some_heads = max(1, max_entries // (q_blocks * kv_blocks))
+        for h in range(0, batch * heads, some_heads):
             for i in range(0, q_blocks, some_rows):
-                logits = self._logits(slice(h, h + some_heads), slice(i, i + some_rows))
-                first = h * q_blocks + i
-                yield slice(first, first + len(logits)), logits
+                yield slice(h, h + some_heads), slice(i, i + some_rows)
 
     def row_chunks(self, max_entries: int) -> Iterator[tuple[slice, Tensor]]:
         """All heads of some query blocks at a time: slices of them, and logits
@@ -141,10 +155,20 @@ def pool_scores(
         LayoutError: ``q`` or ``k`` does not fit ``layout``.
         ConfigError: a block size is below 1.
     """
-    on_gpu = q.is_cuda and why_unavailable(q, k, k) is None
-    pool = triton_packing.pool_queries if on_gpu else packing.pool_queries
     return PooledScores(
-        q_mean=pool(q, layout, block_size_q),
-        k_mean=pool(k, layout, block_size_kv),
+        q_mean=pool_tokens(q, layout, block_size_q),
+        k_mean=pool_tokens(k, layout, block_size_kv),
         scale=q.shape[-1] ** -0.5,
     )
+
+
+def pool_tokens(x: Tensor, layout: TokenLayout, block_size: int) -> Tensor:
+    """Means over patch blocks: [B, heads, S, d] to [B, heads, blocks, d] in fp32 (fp64 if ``x`` is).
+
+    Raises:
+        LayoutError: ``x`` does not fit ``layout``.
+        ConfigError: a block size is below 1.
+    """
+    on_gpu = x.is_cuda and why_unavailable(x, x, x) is None
+    pool = triton_packing.pool_queries if on_gpu else packing.pool_queries
+    return pool(x, layout, block_size)

@@ -43,14 +43,19 @@ def write_lists(logits: Tensor, row_offsets: Tensor, indices: Tensor) -> None:
             ``indices[row_offsets[r] : row_offsets[r + 1]]``.
         indices: int32, the lists of all rows.
     """
-    counts = row_offsets.diff()[:, None]
-    best = largest(logits, int(counts.max()))
-    last = best.gather(-1, (counts - 1).clamp_min(0))
-    above, ties = logits > last, logits == last
-    room = counts - above.sum(-1, keepdim=True)
-    taken = above | (ties & (ties.cumsum(-1, dtype=torch.int32) <= room))
     begin, end = row_offsets[[0, -1]].tolist()
-    indices[begin:end] = taken.nonzero()[:, 1]
+    indices[begin:end] = are_largest(logits, row_offsets.diff()).nonzero()[:, 1]
+
+
+def are_largest(x: Tensor, counts: Tensor) -> Tensor:
+    """Which are among the ``counts`` [...] largest of each row of ``x`` [..., n]; ties to the
+    lowest index: bool [..., n]."""
+    counts = counts[..., None]
+    best = largest(x, int(counts.max()))
+    last = best.gather(-1, (counts - 1).clamp_min(0))
+    above, ties = x > last, x == last
+    room = counts - above.sum(-1, keepdim=True)
+    return above | (ties & (ties.cumsum(-1, dtype=torch.int32) <= room))
 
 
 def largest(x: Tensor, number: int) -> Tensor:
