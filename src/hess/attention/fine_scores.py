@@ -26,7 +26,7 @@ class FineScores(PooledScores):
     Args:
         q_mean, k_mean: means over parts: [B, heads, parts, d].
         v_mean: values, likewise.
-        k_special, v_special: keys and values of special tokens, one by one: [B, heads, special, d].
+        k_special, v_special: keys and values of special tokens: [B, heads, special, d].
         coarse: the scores by whole blocks.
         split: parts of a block.
         part_size_q, part_size_kv: tokens of a part.
@@ -51,64 +51,76 @@ class FineScores(PooledScores):
         return self.split**2
 
     @cached_property
-    def flat_values(self) -> tuple[Tensor, Tensor]:
-        """Values of parts [B * heads, parts, d], and of special tokens; NaN is 0, as in keys."""
-        v, special = (
-            x.flatten(0, 1).nan_to_num(0, 0, 0).to(self.v_mean.dtype)
-            for x in (self.v_mean, self.v_special)
-        )
-        return v, special
+    def values(self) -> tuple[Tensor, Tensor]:
+        """Values of parts, in the order of :meth:`part_probs`, and of special tokens:
+        [B * heads, split * kv_blocks, d] and [B * heads, special, d]."""
+        return self._by_part(self.v_mean, self.shape[3]).flatten(1, 2), self._plain(self.v_special)
 
     def part_probs(self, heads: slice, q_blocks: slice | Tensor) -> tuple[Tensor, Tensor]:
-        """How parts of queries attend, to parts of keys and to special tokens:
-        [heads, parts of the query blocks, parts] and [heads, ..., special]."""
+        """How parts of queries attend to parts of keys, and to special tokens.
+
+        Parts of one place within their blocks lie together, block after block, so that what
+        belongs to a block is added up in long strides.
+
+        Returns:
+            [heads, split * some q_blocks, split * kv_blocks] and [heads, ..., special].
+        """
         logits, q = self._part_logits(heads, q_blocks)
-        special = self.k_special.flatten(0, 1)[heads].nan_to_num(0, 0, 0).to(q.dtype)
         with torch.autocast(self.device.type, enabled=False):
-            probs = torch.cat([logits, q @ special.mT], dim=-1).softmax(-1)
+            special = q @ self._plain(self.k_special)[heads].mT
+        probs = torch.cat([logits, special], dim=-1).softmax(-1)
         return probs[..., : logits.shape[-1]], probs[..., logits.shape[-1] :]
 
-    def by_key_block(self, x: Tensor) -> Tensor:
-        """[..., parts of all keys] to [..., kv_blocks, split], with zeros for missing parts."""
-        x = F.pad(x, (0, self.shape[3] * self.split - x.shape[-1]))
-        return x.unflatten(-1, (-1, self.split))
+    def of_key_blocks(self, x: Tensor) -> Tensor:
+        """Sums over the parts of each key block: [..., split * kv_blocks] to [..., kv_blocks]."""
+        return x.unflatten(-1, (self.split, -1)).sum(-2)
 
-    def mean_over_queries(self, x: Tensor, q_blocks: slice | Tensor) -> Tensor:
-        """[heads, parts of the query blocks, n] to the mean over tokens [heads, blocks, n]."""
-        weights = self._part_tokens[0][self._parts_in(q_blocks)]
-        total = weights.view(-1, self.split).sum(1)[:, None]
-        return (x * weights[:, None]).unflatten(1, (-1, self.split)).sum(2) / total
+    def of_query_blocks(self, x: Tensor, q_blocks: slice | Tensor) -> Tensor:
+        """Means over the queries of each block: [heads, split * some q_blocks, n] to
+        [heads, some q_blocks, n]."""
+        shares = self._query_shares[:, q_blocks, None]
+        return (x.unflatten(1, (self.split, -1)) * shares).sum(1)
 
     def _logits(self, heads: slice, q_blocks: slice | Tensor) -> Tensor:
         logits, _ = self._part_logits(heads, q_blocks)
-        by_key_block = self.by_key_block(logits.softmax(-1)).sum(-1)
-        by_block = self.mean_over_queries(by_key_block, q_blocks)
-        return by_block.clamp_min(torch.finfo(by_block.dtype).tiny).log().flatten(0, 1)
+        probs = self.of_query_blocks(self.of_key_blocks(logits.softmax(-1)), q_blocks)
+        return probs.clamp_min(torch.finfo(probs.dtype).tiny).log().flatten(0, 1)
 
     def _part_logits(self, heads: slice, q_blocks: slice | Tensor) -> tuple[Tensor, Tensor]:
-        """Logits of all tokens of a part together, and the scaled queries behind them. A part
-        beyond the last query repeats that one."""
-        q, k = self._flat_means
-        parts = self._parts_in(q_blocks).clamp(max=q.shape[1] - 1)
-        queries = q[heads, parts]
+        """Logits of all tokens of a part together, and the scaled queries behind them."""
+        queries, keys, log_tokens = self._queries_and_keys
+        q = queries[heads][:, :, q_blocks].flatten(1, 2)
         with torch.autocast(self.device.type, enabled=False):
-            return queries @ k[heads].mT + self._part_tokens[1].log(), queries
-
-    def _parts_in(self, q_blocks: slice | Tensor) -> Tensor:
-        blocks = torch.arange(self.shape[2], device=self.device)[q_blocks]
-        parts = blocks[:, None] * self.split + torch.arange(self.split, device=self.device)
-        return parts.flatten()
+            return torch.baddbmm(log_tokens, q, keys[heads].mT), q
 
     @cached_property
-    def _part_tokens(self) -> tuple[Tensor, Tensor]:
-        """Tokens of each part, as weights: of queries up to whole blocks, of keys."""
-        sizes = []
-        for mean, size in ((self.q_mean, self.part_size_q), (self.k_mean, self.part_size_kv)):
-            tokens = torch.full((mean.shape[2],), float(size), dtype=mean.dtype)
-            tokens[-1] = self.num_tokens - size * (mean.shape[2] - 1)
-            sizes.append(tokens.to(mean.device))
-        q_parts, k_parts = sizes
-        return F.pad(q_parts, (0, self.shape[2] * self.split - len(q_parts))), k_parts
+    def _queries_and_keys(self) -> tuple[Tensor, Tensor, Tensor]:
+        """[B * heads, split, q_blocks, d], scaled; [B * heads, split * kv_blocks, d]; and the
+        logarithm of the tokens in each part of the keys, which is -inf for none."""
+        _, _, q_blocks, kv_blocks = self.shape
+        queries = self._by_part(self.q_mean, q_blocks) * self.scale
+        keys = self._by_part(self.k_mean, kv_blocks).flatten(1, 2)
+        return queries, keys, self._tokens_of(self.part_size_kv, kv_blocks).flatten().log()
+
+    @cached_property
+    def _query_shares(self) -> Tensor:
+        """Share of each part in the queries of its block: [split, q_blocks]."""
+        tokens = self._tokens_of(self.part_size_q, self.shape[2])
+        return tokens / tokens.sum(0)
+
+    def _tokens_of(self, part_size: int, blocks: int) -> Tensor:
+        """Tokens in each part: [split, blocks]."""
+        starts = part_size * torch.arange(blocks * self.split).view(blocks, self.split).mT
+        return (self.num_tokens - starts).clamp(0, part_size).to(self.q_mean)
+
+    def _by_part(self, means: Tensor, blocks: int) -> Tensor:
+        """[B, heads, parts, d] to [B * heads, split, blocks, d], with zeros for missing parts."""
+        means = F.pad(self._plain(means), (0, 0, 0, blocks * self.split - means.shape[2]))
+        return means.unflatten(1, (blocks, self.split)).transpose(1, 2).contiguous()
+
+    def _plain(self, x: Tensor) -> Tensor:
+        """[B, heads, n, d] to [B * heads, n, d], in the type of the means; NaN is 0, as ever."""
+        return x.flatten(0, 1).to(self.q_mean).nan_to_num(0, 0, 0)
 
 
 def pool_fine_scores(

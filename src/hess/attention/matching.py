@@ -61,40 +61,50 @@ def select_matching(scores: FineScores, counts: Tensor, rounds: int) -> BlockMas
 def _matching(
     scores: FineScores, heads: slice, q_blocks: slice, counts: Tensor, rounds: int
 ) -> Tensor:
-    """The blocks of some rows: bool [heads, q_blocks, kv_blocks]. Comments: u counts the parts of
-    the query blocks, t those of all keys, j key blocks."""
+    """The blocks of some rows: bool [heads, some q_blocks, kv_blocks].
+
+    In comments u counts the parts of these query blocks, t those of all key blocks, j the blocks.
+    """
     probs, special = scores.part_probs(heads, q_blocks)  # [h, u, t], [h, u, special]
-    v, v_special = (x[heads] for x in scores.flat_values)
-    blocks = scores.by_key_block
+    v, v_special = (x[heads] for x in scores.values)
+    block_probs = scores.of_key_blocks(probs)  # [h, u, j]
     out = probs @ v + special @ v_special
     mass = special.sum(-1, keepdim=True)  # D
     residual = special @ v_special - mass * out  # M
-
-    block_probs = blocks(probs).sum(-1)  # [h, u, j]
-    values = blocks(v.mT).movedim(1, -1)  # [h, j, split, d]
-    by_part = blocks(probs).movedim(2, 1)  # [h, j, u, split]
-    squares = (by_part @ (values @ values.mT) * by_part).sum(-1).mT  # of r_j
-    squares -= 2 * block_probs * blocks(probs * (out @ v.mT)).sum(-1)
-    squares += (block_probs * out.norm(dim=-1, keepdim=True)).square()
+    squares = _squares(scores, probs, block_probs, v, out)
 
     first = (counts * (counts / block_probs.shape[-1]).sqrt()).long()
-    new = are_largest(scores.mean_over_queries(block_probs, q_blocks), first)
-    taken = new
+    new = taken = are_largest(scores.of_query_blocks(block_probs, q_blocks), first)
     for i in range(1, rounds + 1):
-        shares = new.repeat_interleave(scores.split, 1)  # [h, u, j]
-        added = probs * shares.repeat_interleave(scores.split, -1)[..., : probs.shape[-1]]
+        added = probs * new.to(probs).repeat(1, scores.split, scores.split)
         added_mass = added.sum(-1, keepdim=True)
         residual = residual + added @ v - added_mass * out
         mass = mass + added_mass
 
-        along = blocks(probs * (residual @ v.mT)).sum(-1)
+        along = scores.of_key_blocks(probs * (residual @ v.mT))
         along -= block_probs * (residual * out).sum(-1, keepdim=True)  # M · r_j
-        error = (residual.square().sum(-1, keepdim=True) + 2 * along + squares).clamp_min(0)
+        error = along.mul_(2).add_(squares).add_(residual.square().sum(-1, keepdim=True))
         mass_with = mass + block_probs
-        known = mass_with > LEAST_MASS
-        error = torch.where(known, error / mass_with.square(), WORST).nan_to_num(WORST, WORST)
-        worth = -scores.mean_over_queries(error, q_blocks)
+        error = error.clamp_min_(0) / mass_with.square()
+        error = error.masked_fill_(mass_with < LEAST_MASS, WORST).nan_to_num_(WORST, WORST)
+        worth = -scores.of_query_blocks(error, q_blocks)
         more = first - (first - counts) * i // rounds - taken.sum(-1)
         new = are_largest(worth.masked_fill_(taken, -torch.inf), more)
         taken = taken | new
     return taken
+
+
+def _squares(
+    scores: FineScores, probs: Tensor, block_probs: Tensor, v: Tensor, out: Tensor
+) -> Tensor:
+    """``||r_j||²``: [h, u, j]."""
+    by_part = probs.unflatten(-1, (scores.split, -1)).unbind(2)
+    values = v.unflatten(1, (scores.split, -1)).unbind(1)
+    squares = (block_probs * out.norm(dim=-1, keepdim=True)).square()
+    squares -= 2 * block_probs * scores.of_key_blocks(probs * (out @ v.mT))
+    for p, x in zip(by_part, values, strict=True):
+        along = torch.zeros_like(p)
+        for other, y in zip(by_part, values, strict=True):
+            along.addcmul_(other, (x * y).sum(-1)[:, None])
+        squares.addcmul_(p, along)
+    return squares

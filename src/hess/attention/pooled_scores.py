@@ -163,7 +163,7 @@ def pool_scores(
 
 
 def pool_tokens(x: Tensor, layout: TokenLayout, block_size: int) -> Tensor:
-    """Means over patch blocks: [B, heads, S, d] to [B, heads, blocks, d] in fp32 (fp64 if ``x`` is).
+    """Means over patch blocks: [B, heads, S, d] to [B, heads, blocks, d], in fp32 or fp64.
 
     Raises:
         LayoutError: ``x`` does not fit ``layout``.
