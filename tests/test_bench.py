@@ -277,7 +277,7 @@ def test_ratio_to_ideal() -> None:
 
 def test_selection_rows() -> None:
     found = bench_selection(TINY, CPU, seconds=0.02)
-    assert [row["rule"] for row in found.rows] == ["ratio", "threshold", "hess"]
+    assert [row["rule"] for row in found.rows] == ["ratio", "threshold", "hess", "hess+"]
     for row in found.rows:
         assert set(TINY.as_dict()) <= set(row)
         assert 0 < row["selection_share"] < 1

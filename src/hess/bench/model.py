@@ -31,23 +31,27 @@ class MadeUpScores:
     Log-normal with sigma 1.5, which gives three heads of sixteen nearly two thirds of the weight.
 
     Args:
-        model: whose layers and heads.
+        layers, heads: of the model.
         seed: of the scores.
     """
 
-    model: Model
+    layers: int
+    heads: int
     seed: int = 0
+
+    @classmethod
+    def of(cls, model: Model) -> "MadeUpScores":
+        """For the global layers of ``model``."""
+        return cls(len(model.global_attention_sites()), model.num_heads)
 
     def scores(self, *view: object) -> Tensor:
         """Scores [layers, heads], whatever view of them is asked for."""
         generator = torch.Generator().manual_seed(self.seed)
-        layers = len(self.model.global_attention_sites())
-        return (1.5 * torch.randn(layers, self.model.num_heads, generator=generator)).exp()
+        return (1.5 * torch.randn(self.layers, self.heads, generator=generator)).exp()
 
     def layer_shares(self, camera_weight: float | None = None) -> Tensor:
         """All layers alike."""
-        layers = len(self.model.global_attention_sites())
-        return torch.full((layers,), 1 / layers, dtype=torch.float64)
+        return torch.full((self.layers,), 1 / self.layers, dtype=torch.float64)
 
     def check_model(self, model: Model) -> None:
         """Any model of the same size will do."""

@@ -1,31 +1,33 @@
 """What it costs to choose the blocks, beside the attention over them."""
 
 import time
-from collections.abc import Callable
 from functools import partial
 
 import torch
-from torch import Tensor
 
 from hess.attention.block_mask import BlockMask
 from hess.attention.block_sparse import block_sparse_attention, resolve_backend
+from hess.attention.fine_scores import parts_of, pool_fine_scores
 from hess.attention.pooled_scores import PooledScores, pool_scores
 from hess.attention.selection import baseline_counts, select_blocks, select_top
 from hess.attention.triton_packing import pack_keys
 from hess.bench.gate import what_is_wrong
+from hess.bench.model import MadeUpScores
 from hess.bench.rows import Outcome
 from hess.bench.timing import Neighbours, Run, peak_bytes, time_in_turns
 from hess.bench.workload import Lists, Workload
+from hess.policies.hess_plus import HessPlus
 
 SPARSE_RATIO, CDF_THRESHOLD = 0.8, 0.4
 
 
 @torch.inference_mode()
 def bench_selection(work: Workload, device: torch.device, *, seconds: float = 5.0) -> Outcome:
-    """Time pooling, selection under three rules, and the attention over the lists that result.
+    """Time pooling, selection under four rules, and the attention over the lists that result.
 
     The rules: "ratio" keeps a fifth of every row, "threshold" also what 40 % of the probability
-    takes (the paper's setting 0.8, 0.4), "hess" a fifth in all with unequal heads.
+    takes (the paper's setting 0.8, 0.4), "hess" a fifth in all with unequal heads, "hess+" a fifth
+    in all with the blocks that match, for which pooling in parts counts as selection.
 
     Returns:
         Rows of op "selection". The share is that of pooling, selection and packing in all of the
@@ -36,27 +38,37 @@ def bench_selection(work: Workload, device: torch.device, *, seconds: float = 5.
     layout, sizes = work.layout, work.block_sizes
     budgets = Lists(sparsity=SPARSE_RATIO, budgets="hess").head_budgets(work)[None]
 
-    def ratio(pooled: PooledScores) -> BlockMask:
+    plus = HessPlus(MadeUpScores(1, work.heads), sparse_ratio=SPARSE_RATIO)
+    split = parts_of(*sizes, plus.pool_parts)
+
+    def pool() -> PooledScores:
+        return pool_scores(q, k, layout, *sizes)
+
+    def ratio() -> BlockMask:
+        pooled = pool()
         return select_top(pooled, baseline_counts(pooled, SPARSE_RATIO, None))
 
-    def threshold(pooled: PooledScores) -> BlockMask:
+    def threshold() -> BlockMask:
+        pooled = pool()
         return select_top(pooled, baseline_counts(pooled, SPARSE_RATIO, CDF_THRESHOLD))
 
-    def hess(pooled: PooledScores) -> BlockMask:
-        baseline = baseline_counts(pooled, SPARSE_RATIO, None)
-        return select_blocks(pooled, budgets, baseline, "equal")
+    def hess() -> BlockMask:
+        pooled = pool()
+        return select_blocks(pooled, budgets, baseline_counts(pooled, SPARSE_RATIO, None))
 
-    rules = {"ratio": ratio, "threshold": threshold, "hess": hess}
+    def hess_plus() -> BlockMask:
+        return plus.block_mask(pool_fine_scores(q, k, v, layout, *sizes, split), 0)
+
+    # Pooled anew each time: the scores of a small map are computed once and kept.
+    rules = {"ratio": ratio, "threshold": threshold, "hess": hess, "hess+": hess_plus}
     backend = resolve_backend("auto", layout, q, k, v)
     outcome = Outcome(problems=what_is_wrong(work, device, backend))
     if outcome.problems:
         return outcome
-    runs: dict[str, Run] = {"pool": lambda: pool_scores(q, k, layout, *sizes)}
+    runs: dict[str, Run] = {"pool": pool}
     if backend == "triton":
         runs["pack"] = lambda: pack_keys(k, v, layout, work.block_size_kv)
-    # Pooled anew each time: the scores of a small map are computed once and kept.
-    for name, rule in rules.items():
-        choose = partial(_pool_and_choose, rule, work, q, k)
+    for name, choose in rules.items():
         case = choose(), layout, *sizes
         runs[f"{name} pool and select"] = choose
         runs[f"{name} attention"] = partial(
@@ -119,12 +131,6 @@ def bench_choosing(work: Workload, device: torch.device) -> Outcome:
         "cores_of_others": neighbours.cores(),
     }
     return Outcome(rows=[row])
-
-
-def _pool_and_choose(
-    rule: Callable[[PooledScores], BlockMask], work: Workload, q: Tensor, k: Tensor
-) -> BlockMask:
-    return rule(pool_scores(q, k, work.layout, *work.block_sizes))
 
 
 def selection_share(choosing_ms: float, pack_ms: float | None, attention_ms: float) -> float:

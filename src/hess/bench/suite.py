@@ -49,7 +49,7 @@ def _full(device: torch.device) -> tuple[Model, ScoreSource]:
     """VGGT-1B in bf16 with random weights."""
     model = empty_model("facebook/VGGT-1B")
     fill_randomly(model, seed=0, dtype=torch.bfloat16, device=device)
-    return sharpen(model), MadeUpScores(model)
+    return sharpen(model), MadeUpScores.of(model)
 
 
 def _small(device: torch.device) -> tuple[Model, ScoreSource]:
@@ -68,7 +68,7 @@ def _small(device: torch.device) -> tuple[Model, ScoreSource]:
     )
     with torch.device("meta"):
         model = VGGT(config, "small VGGT")
-    return sharpen(fill_randomly(model, seed=0, device=device)), MadeUpScores(model)
+    return sharpen(fill_randomly(model, seed=0, device=device)), MadeUpScores.of(model)
 
 
 def _nano(device: torch.device) -> tuple[Model, ScoreSource]:
