@@ -12,6 +12,8 @@ from hess.attention.layout import TokenLayout
 from hess.attention.matching import select_matching
 from hess.attention.reference import reference_attention
 from hess.attention.selection import select_top
+from hess.policies import HessPlus
+from stand_ins import FixedScores
 from test_fine_scores import LAYOUTS, tokens
 
 SIZE = 6
@@ -152,3 +154,17 @@ def test_keys_that_no_query_looks_for() -> None:
     for count in range(13):
         counts = torch.full(scores.shape[:3], count)
         assert torch.equal(select_matching(scores, counts, 4).check().counts, counts)
+
+
+@pytest.mark.gpu
+def test_gpu_keeps_the_same_blocks() -> None:
+    layout = TokenLayout(num_views=6, grid_h=8, grid_w=9, num_special=2)
+    policy = HessPlus(FixedScores(torch.rand(1, 3)), sparse_ratio=0.8, cdf_threshold=0.3)
+    masks = [
+        policy.block_mask(
+            pool_fine_scores(*(x.to(device) for x in tokens(layout)), layout, 6, 6, 3), 0
+        )
+        for device in ("cpu", "cuda")
+    ]
+    assert torch.equal(masks[1].check().row_offsets.cpu(), masks[0].row_offsets)
+    assert torch.equal(masks[1].indices.cpu(), masks[0].indices)
