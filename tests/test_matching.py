@@ -84,7 +84,8 @@ def test_rows_are_filled_with_what_brings_their_output_nearest(layout, split, ro
     found = select_matching(scores, counts, rounds).check()
     assert torch.equal(found.counts, counts)
     rows = q[:, :, layout.patch_index].split(SIZE, dim=2)
-    for b, h, i in torch.cartesian_prod(*(torch.arange(n) for n in counts.shape)).tolist():
+    every = torch.cartesian_prod(*(torch.arange(n) for n in counts.shape))
+    for b, h, i in every[:: 1 + len(every) // 12].tolist():
         row = Row(rows[i][b, h], k[b, h], v[b, h], layout, split)
         expected = row.matching(int(counts[b, h, i]), rounds)
         assert found.to_dense()[b, h, i].nonzero().flatten().tolist() == expected
@@ -133,6 +134,16 @@ def test_chunks_do_not_change_what_is_kept(monkeypatch) -> None:
         assert torch.equal(chunked.row_offsets, whole.row_offsets)
 
 
+def test_half_precision_around_it_does_not_matter() -> None:
+    layout = TokenLayout(num_views=4, grid_h=6, grid_w=9, num_special=2)
+    scores = pool_fine_scores(*(x.float() for x in tokens(layout)), layout, SIZE, SIZE, split=3)
+    counts = random_counts(scores, seed=0)
+    expected = select_matching(scores, counts, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = select_matching(scores, counts, 4)
+    assert torch.equal(found.indices, expected.indices)
+
+
 @pytest.mark.parametrize("num_special", [0, 2])
 @pytest.mark.parametrize("wrong", [math.nan, math.inf, 1e30, -1e30])
 def test_strange_numbers_leave_lists_in_order(wrong, num_special) -> None:
@@ -158,6 +169,8 @@ def test_keys_that_no_query_looks_for() -> None:
 
 @pytest.mark.gpu
 def test_gpu_keeps_the_same_blocks() -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
     layout = TokenLayout(num_views=6, grid_h=8, grid_w=9, num_special=2)
     policy = HessPlus(FixedScores(torch.rand(1, 3)), sparse_ratio=0.8, cdf_threshold=0.3)
     masks = [

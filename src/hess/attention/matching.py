@@ -43,10 +43,12 @@ def select_matching(scores: FineScores, counts: Tensor, rounds: int) -> BlockMas
     row_offsets = torch.cat([counts.new_zeros(1), counts.flatten().cumsum(0)])
     head_blocks = counts.sum(-1).cpu()
     counts = counts.to(scores.device).flatten(0, 1)
-    lists = [
-        _matching(scores, some_heads, rows, counts[some_heads, rows], rounds).nonzero()[:, -1]
-        for some_heads, rows in scores.pieces(scores.entries_at_once)
-    ]
+    # Autocast would bring these products back to half precision.
+    with torch.autocast(scores.device.type, enabled=False):
+        lists = [
+            _matching(scores, some_heads, rows, counts[some_heads, rows], rounds).nonzero()[:, -1]
+            for some_heads, rows in scores.pieces(scores.entries_at_once)
+        ]
     return BlockMask(
         row_offsets=row_offsets.to(scores.device),
         indices=torch.cat(lists).int(),
