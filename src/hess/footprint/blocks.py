@@ -114,8 +114,8 @@ def sparse_bytes(sizes: BlockSizes, tokens: int, block_map: int, block_sparsity:
     copies = 2 * m if tokens <= TOKENS_PER_CHUNK and (sizes.qk_norm or sizes.rope) else 0
     held = (m + 3 * m + copies) * tokens * sizes.width
     # Whole heads at a time, if one is small enough. While their rows are ranked: logits, sorted
-    # logits with their order in int64, and probabilities; later, logits with a mark for each, pairs
-    # of positions in int64, and the lists of all heads.
+    # logits with their order in int64, and probabilities; later, logits with a mark for each,
+    # pairs of positions in int64, and the lists of all heads.
     head_map = block_map // sizes.heads
     chunk = min(block_map, max(1, ENTRIES_AT_ONCE // head_map) * min(head_map, ENTRIES_AT_ONCE))
     lists = 4 * kept * block_map
