@@ -105,6 +105,18 @@ def test_parts_are_equal() -> None:
         parts_of(0, 6, 4)
 
 
+def test_blocks_that_cannot_be_split_are_named(caplog) -> None:
+    model, plus = load_model("nano"), HessPlus(FixedScores(torch.rand(6, 8)), sparse_ratio=0.8)
+    for size, policy, warned in (
+        (5, plus, True),
+        (6, plus, False),
+        (5, Uniform(sparse_ratio=0.8), False),
+    ):
+        caplog.clear()
+        sparsify(model, policy, block_size_q=size, block_size_kv=size).restore()
+        assert ("blocks of 5 and 5 tokens cannot be split" in caplog.text) == warned
+
+
 def test_hess_plus_drops_what_uniform_drops_on_a_model() -> None:
     model = load_model("nano")
     images = torch.rand(1, 5, 3, 48, 48, generator=torch.Generator().manual_seed(0))

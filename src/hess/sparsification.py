@@ -1,5 +1,6 @@
 """Make the global attention of a model block-sparse, and dense again."""
 
+import logging
 from collections.abc import Collection
 
 import torch
@@ -17,6 +18,8 @@ from hess.models.base import GlobalAttentionSite, Model
 from hess.models.layers import Attention, Rope
 from hess.models.swap import StandIn, Swap, dense_sites
 from hess.policies.base import Policy
+
+_log = logging.getLogger(__name__)
 
 BREAK_EVEN_TOKENS = {"cpu": 1024}
 """Per type of device, tokens from which on a sparse global attention, its choice of blocks
@@ -251,7 +254,14 @@ def sparsify(
         raise ConfigError(f"dense_below must be at least 0 tokens, found {dense_below}")
     size_q = model.block_size_q if block_size_q is None else block_size_q
     size_kv = model.block_size_kv if block_size_kv is None else block_size_kv
-    parts_of(size_q, size_kv, 1)
+    if parts_of(size_q, size_kv, policy.pool_parts) == 1 < policy.pool_parts:
+        _log.warning(
+            "blocks of %d and %d tokens cannot be split: %s chooses by whole blocks, "
+            "which is less accurate",
+            size_q,
+            size_kv,
+            policy.name,
+        )
 
     stats = SparsityStats.of(model, [site.layer_idx for site, _ in sites])
     replacements = []

@@ -67,7 +67,7 @@ class FineScores(PooledScores):
         """
         logits, q = self._part_logits(heads, q_blocks)
         with torch.autocast(self.device.type, enabled=False):
-            special = q @ self._plain(self.k_special)[heads].mT
+            special = q @ self._special_keys[heads].mT
         probs = torch.cat([logits, special], dim=-1).softmax(-1)
         return probs[..., : logits.shape[-1]], probs[..., logits.shape[-1] :]
 
@@ -101,6 +101,11 @@ class FineScores(PooledScores):
         queries = self._by_part(self.q_mean, q_blocks) * self.scale
         keys = self._by_part(self.k_mean, kv_blocks).flatten(1, 2)
         return queries, keys, self._tokens_of(self.part_size_kv, kv_blocks).flatten().log()
+
+    @cached_property
+    def _special_keys(self) -> Tensor:
+        """[B * heads, special, d]."""
+        return self._plain(self.k_special)
 
     @cached_property
     def _query_shares(self) -> Tensor:
