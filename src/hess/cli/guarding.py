@@ -84,13 +84,14 @@ class Goal:
             )
         else:
             saved = 1 - chosen.seconds / choice.dense_seconds
+            gain = f"{saved:.0%} saved" if saved > 0 else "nothing saved"
             _say(
                 f"guard: dropping {chosen.sparse_ratio:.0%} of the blocks moves the result of "
                 f"{choice.num_views} of {len(images)} photos by {chosen.size:.2%} of the scene "
                 f"(points {chosen.drift.points:.2%}, positions {chosen.drift.positions:.2%}, "
                 f"rotations {chosen.drift.rotations:.2%}); the limit is {self.drift_limit:.2%}. "
                 f"Time there: {choice.dense_seconds:.2f} s dense, {chosen.seconds:.2f} s sparse "
-                f"({saved:+.0%} saved)"
+                f"({gain})"
             )
         found = {
             "max_drift": self.drift_limit,
