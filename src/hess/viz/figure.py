@@ -35,6 +35,8 @@ def style_axes(axes: Axes, theme: Theme) -> None:
 def figure_png(figure: Figure, dpi: int = 150) -> bytes:
     """The figure as a PNG file's bytes; the same figure gives the same bytes."""
     buffer = io.BytesIO()
+    # The layout leaves room for the labels of a draw before, which may have had other ticks.
+    figure.draw_without_rendering()
     figure.savefig(
         buffer,
         format="png",
