@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from hess.attention import comparators, cpu, flex, triton_backend
+from hess.attention import comparators, cpu, flex, native, triton_backend
 from hess.attention.block_mask import BlockMask
 from hess.attention.layout import TokenLayout
 from hess.attention.masked import masked_sdpa
@@ -47,6 +47,7 @@ def _runs_everywhere(q: Tensor, k: Tensor, v: Tensor) -> None:
 BACKENDS: dict[str, Backend] = {
     "reference": Backend(reference_attention, _runs_everywhere),
     "masked": Backend(masked_sdpa, _runs_everywhere),
+    "native": Backend(native.native_attention, native.why_unavailable),
     "cpu": Backend(cpu.cpu_attention, cpu.why_unavailable),
     "triton": Backend(triton_backend.triton_attention, triton_backend.why_unavailable),
     "flex": Backend(flex.flex_block_sparse_attention, flex.why_unavailable),
@@ -54,7 +55,7 @@ BACKENDS: dict[str, Backend] = {
     "sparge": Backend(comparators.sparge_attention, comparators.why_no_sparge),
 }
 
-AUTO = {"cuda": ("triton", "flex", "masked"), "cpu": ("cpu", "masked")}
+AUTO = {"cuda": ("triton", "flex", "masked"), "cpu": ("native", "cpu", "masked")}
 """What "auto" tries per type of device, in this order; elsewhere it means "masked"."""
 
 AUTO_CPU_TOKENS = 768

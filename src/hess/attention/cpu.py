@@ -12,10 +12,7 @@ How dropped blocks become saved time:
 """
 
 import functools
-import os
 from collections import deque
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +23,7 @@ from hess.attention.cpu_keys import HeadKeys, Row
 from hess.attention.cpu_pieces import Piece, Work
 from hess.attention.layout import TokenLayout
 from hess.attention.products import attend_by_products, has_products
+from hess.attention.threads import in_threads
 from hess.errors import BackendUnavailableError
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -92,7 +90,7 @@ def cpu_attention(
                 result = _attend(piece, work, q_heads[i], keys_of(i))
                 out_heads[i].index_copy_(0, piece.queries, result.to(out.dtype))
 
-    _in_threads(compute_pieces)
+    in_threads(compute_pieces)
     return out
 
 
@@ -115,26 +113,3 @@ def _attend_by_torch(q: Tensor, k: Tensor, v: Tensor, *, num_rows: int) -> Tenso
     dtype = torch.promote_types(q.dtype, torch.float32)
     q, k, v = (x.view(num_rows, 1, -1, x.shape[-1]).to(dtype) for x in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v).flatten(0, 2)
-
-
-def _in_threads(work: Callable[[], None]) -> None:
-    """Run ``work`` in as many threads as torch uses, in each of which torch uses only one."""
-    threads = torch.get_num_threads()
-    if threads == 1:
-        return work()
-    pool = _thread_pool(threads, os.getpid())
-    try:
-        for done in [pool.submit(work) for _ in range(threads)]:
-            done.result()
-    finally:
-        # Threads that are started later begin with the number that was set last.
-        torch.set_num_threads(threads)
-
-
-@functools.cache
-def _thread_pool(threads: int, process: int) -> ThreadPoolExecutor:
-    """Kept, because oneDNN prepares its products anew in every new thread.
-
-    One per process: a forked process has the pool of its parent, but none of the threads.
-    """
-    return ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))

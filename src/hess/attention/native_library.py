@@ -1,0 +1,138 @@
+"""The kernel of ``native.c`` as a library: compiled where it is used first, kept in a cache."""
+
+import ctypes
+import functools
+import hashlib
+import importlib.resources
+import logging
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from hess.errors import BackendUnavailableError
+
+_log = logging.getLogger("hess")
+
+FLAGS = ("-std=gnu11", "-O3", "-fno-math-errno", "-ffp-contract=fast", "-shared", "-fPIC")
+AVX2_FLAGS = ("-mavx2", "-mfma")
+AVX512_FLAGS = (
+    *AVX2_FLAGS,
+    *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"),
+)
+SECONDS = 120
+"""The compiler takes one; one that hangs is stopped."""
+
+
+def load_library() -> ctypes.CDLL:
+    """The library; the second time at once.
+
+    It is made by the compiler that the environment variable ``CC`` names, or else by ``cc``,
+    ``gcc`` or ``clang``, for what torch knows of this processor. It is kept in ``hess`` in the
+    user's cache folder (``XDG_CACHE_HOME``, or ``~/.cache``), or where that cannot be written, in a
+    folder of its own until the process ends.
+
+    Raises:
+        BackendUnavailableError: there is no compiler, it fails, or the processor is too old.
+    """
+    loaded = _load()
+    if isinstance(loaded, str):
+        raise BackendUnavailableError(loaded)
+    return loaded
+
+
+@functools.cache
+def _load() -> ctypes.CDLL | str:
+    """The library, or why there is none."""
+    flags = _processor_flags()
+    if flags is None:
+        return "it needs a processor with AVX2"
+    compiler = _compiler()
+    if compiler is None:
+        return (
+            "it needs a C compiler: install gcc or clang, or name one in the environment variable "
+            f"CC (found {os.environ.get('CC')!r})"
+        )
+    try:
+        with importlib.resources.as_file(importlib.resources.files(__package__) / "native.c") as c:
+            return _library(c, [*compiler, *FLAGS, *flags])
+    except subprocess.CalledProcessError as error:
+        lines = (error.stderr or error.stdout or "").strip().splitlines()
+        said = lines[0] if lines else f"exit code {error.returncode}"
+        return f"the C compiler {shlex.join(compiler)} failed: {said}"
+    except subprocess.TimeoutExpired:
+        return f"the C compiler {shlex.join(compiler)} took more than {SECONDS} s"
+    except OSError as error:
+        return f"its library could not be made or loaded: {error}"
+
+
+def _library(source: Path, command: list[str]) -> ctypes.CDLL:
+    """Loaded from the cache, after compiling it if it is not there."""
+    version = _run([command[0], "--version"])
+    kind = "\0".join([*command, version, platform.machine(), source.read_text()])
+    name = f"native-{hashlib.sha256(kind.encode()).hexdigest()[:16]}.so"
+    cached = _cache_folder() / name
+    if not cached.is_file():
+        begin = time.monotonic()
+        with tempfile.TemporaryDirectory(dir=cached.parent, prefix="building-") as folder:
+            built = Path(folder) / name
+            _run([*command, str(source), "-o", str(built)])
+            built.replace(cached)
+        _log.info(
+            "compiled the native attention kernel in %.1f s: %s",
+            time.monotonic() - begin,
+            shlex.join(command),
+        )
+    return ctypes.CDLL(str(cached))
+
+
+def _run(command: list[str]) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=SECONDS)
+    return done.stdout
+
+
+def _compiler() -> list[str] | None:
+    named = shlex.split(os.environ.get("CC", ""))
+    for command in [named] if named else [["cc"], ["gcc"], ["clang"]]:
+        if shutil.which(command[0]) is not None:
+            return command
+    return None
+
+
+def _processor_flags() -> tuple[str, ...] | None:
+    """For the instructions that torch found here; None if it found too few.
+
+    Not those of the compiler's ``-march=native``: the cache may be shared by several machines.
+    """
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return ()
+    capability = torch.backends.cpu.get_cpu_capability()
+    if capability == "AVX2":
+        return AVX2_FLAGS
+    if not capability.startswith("AVX512"):
+        return None
+    has_bfloat16 = torch.cpu._is_avx512_bf16_supported()
+    return (*AVX512_FLAGS, "-mavx512bf16") if has_bfloat16 else AVX512_FLAGS
+
+
+def _cache_folder() -> Path:
+    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = Path(caches) / "hess"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError:
+        return Path(_temporary_folder().name)
+
+
+@functools.cache
+def _temporary_folder() -> "tempfile.TemporaryDirectory[str]":
+    """Kept as long as the process, and removed with it."""
+    return tempfile.TemporaryDirectory(prefix="hess-")
