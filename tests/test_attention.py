@@ -15,17 +15,16 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
 
-from hess.attention import cpu, cpu_pieces, products
+from hess.attention import gather, native
 from hess.attention.block_mask import BlockMask
 from hess.attention.block_sparse import (
     AUTO,
-    AUTO_CPU_TOKENS,
     BACKENDS,
+    GATHER_TOKENS,
     block_sparse_attention,
     check_backend,
     resolve_backend,
 )
-from hess.attention.cpu_keys import HeadKeys
 from hess.attention.layout import TokenLayout
 from hess.attention.pooling import num_blocks
 from hess.attention.reference import reference_attention, token_mask
@@ -39,8 +38,9 @@ LAYOUTS = {
     "odd grid": TokenLayout(num_views=3, grid_h=9, grid_w=7, num_special=5),
     "many views": TokenLayout(num_views=9, grid_h=3, grid_w=4, num_special=2),
 }
-CPU_BACKENDS = ["reference", "masked", "cpu"]
+CPU_BACKENDS = ["reference", "masked", "gather", "native"]
 """The others have tests of their own: ``test_triton``, ``test_flex``."""
+KERNELS = ["gather", "native"]
 BLOCK_SIZES = [(1, 1), (6, 6), (7, 5), (16, 16), (5, 7), (64, 1), (1, 64), (500, 500)]
 
 
@@ -110,9 +110,10 @@ def test_golden_outputs(backend, setting, golden: Path) -> None:
     layout = TokenLayout(num_views=5, grid_h=13, grid_w=14, num_special=5)
     mask = BlockMask.from_dense(data[f"mask.{setting}"])
     expected = data[f"out.{setting}"].double()
-    exact = (data[name].double() for name in ("q", "k", "v"))
-    out = block_sparse_attention(*exact, mask, layout, 128, 64, backend=backend)
-    torch.testing.assert_close(out, expected, rtol=0, atol=1e-5)
+    if backend != "native":
+        exact = (data[name].double() for name in ("q", "k", "v"))
+        out = block_sparse_attention(*exact, mask, layout, 128, 64, backend=backend)
+        torch.testing.assert_close(out, expected, rtol=0, atol=1e-5)
 
     # The logits reach 158, where fp32 is spaced by 1.5e-5: there, 1e-5 of the output's range.
     single = (data[name] for name in ("q", "k", "v"))
@@ -120,14 +121,15 @@ def test_golden_outputs(backend, setting, golden: Path) -> None:
     assert (out - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
-@pytest.mark.parametrize("backend", ["masked", "cpu"])
+@pytest.mark.parametrize("backend", ["masked", "gather", "native"])
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
 @pytest.mark.parametrize(("size_q", "size_kv"), BLOCK_SIZES)
 def test_backends_equal_the_reference(backend, layout, size_q, size_kv) -> None:
     exact = make_case(layout, size_q, size_kv)
     expected = block_sparse_attention(*exact, backend="reference")
-    out = block_sparse_attention(*exact, backend=backend)
-    torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
+    if backend != "native":
+        out = block_sparse_attention(*exact, backend=backend)
+        torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
 
     # In fp32: at most twice the error that the reference itself makes there.
     single = (*(x.float() for x in exact[:3]), *exact[3:])
@@ -136,7 +138,7 @@ def test_backends_equal_the_reference(backend, layout, size_q, size_kv) -> None:
     assert error <= 2 * own + 1e-7
 
 
-# The CPU backend: small pieces above, and here the large ones, which are products.
+# The kernels: small blocks above, and here those of a real model.
 
 
 def make_large_case(
@@ -192,19 +194,19 @@ LARGE_LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize("with_products", [True, False])
+@pytest.mark.parametrize("backend", KERNELS)
 @pytest.mark.parametrize("layout", LARGE_LAYOUTS.values(), ids=LARGE_LAYOUTS.keys())
-def test_large_pieces_equal_attention_over_the_lists(layout, with_products, monkeypatch) -> None:
-    """Products are right on every CPU, quick or not."""
-    monkeypatch.setattr(cpu, "has_products", lambda dtype: with_products)
+def test_kernels_equal_attention_over_the_lists(backend, layout) -> None:
     case = make_large_case(layout, batch=2)
-    assert relative_error(cpu.cpu_attention(*case), attend_by_lists(case)) <= 1e-6
+    out = block_sparse_attention(*case, backend=backend)
+    assert relative_error(out, attend_by_lists(case)) <= 1e-6
 
 
 @pytest.mark.parametrize("spread", [0.0, 0.3, 1.0, 2.0, 3.0, 8.0])
 @pytest.mark.parametrize("dim", [32, 64])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_precision_is_that_of_torch_however_wide_the_scores(dtype, dim, spread) -> None:
+@pytest.mark.parametrize("backend", KERNELS)
+def test_precision_is_that_of_torch_however_wide_the_scores(backend, dtype, dim, spread) -> None:
     """Spread 8 makes scores of 500. In half precision: twice the error of torch's attention."""
     case = make_large_case(dtype=dtype, dim=dim, spread=spread)
     expected = attend_by_lists(case)
@@ -214,20 +216,8 @@ def test_precision_is_that_of_torch_however_wide_the_scores(dtype, dim, spread) 
     if dtype != torch.float32:
         torchs = F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
         limit = 2 * relative_error(torchs, expected)
-    assert relative_error(cpu.cpu_attention(*case), expected) <= limit
-
-
-@pytest.mark.parametrize("score", [48, -24])
-def test_scores_out_of_the_range_of_bfloat16(score) -> None:
-    """One shift does not suit such scores, so they are computed the longer way."""
-    *_, v = torch.randn(3, 64, 64, generator=torch.Generator().manual_seed(0)).bfloat16()
-    q, k = torch.full_like(v, score / 8), torch.ones_like(v)
-    if products.has_products(q.dtype) and torch.cpu._is_avx512_bf16_supported():
-        row = HeadKeys(k, v, num_special=0, num_tokens=64, block_size=64).every_key()
-        assert products._attend_in_bfloat16(q / score, [64], [row]) is not None
-        assert products._attend_in_bfloat16(q, [64], [row]) is None
-        out = products.attend_by_products(q, [64], [row])
-        torch.testing.assert_close(out, v.float().mean(0).expand(64, 64), rtol=0, atol=2e-3)
+    out = block_sparse_attention(*case, backend=backend)
+    assert relative_error(out, expected) <= limit
 
 
 @pytest.fixture
@@ -240,13 +230,14 @@ def threads() -> Iterator[None]:
 
 @pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_result_does_not_depend_on_threads(dtype) -> None:
+@pytest.mark.parametrize("backend", KERNELS)
+def test_the_result_does_not_depend_on_threads(backend, dtype) -> None:
     case = make_large_case(dtype=dtype)
     results = []
     for number in (1, 2, 3):
         torch.set_num_threads(number)
         with torch.inference_mode(number == 2):
-            results.append(cpu.cpu_attention(*case))
+            results.append(block_sparse_attention(*case, backend=backend))
         with ThreadPoolExecutor(1) as pool:  # what other threads begin with is as before, too
             assert pool.submit(torch.get_num_threads).result() == number
         assert torch.get_num_threads() == number
@@ -255,25 +246,26 @@ def test_the_result_does_not_depend_on_threads(dtype) -> None:
 
 
 IN_A_FORK = """
-import os, torch
-from hess.attention import cpu
+import os, sys, torch
+from hess.attention.block_sparse import block_sparse_attention
 from test_attention import make_large_case
 
 torch.set_num_threads(1)  # torch's own threads do not survive a fork
 case = make_large_case()
 torch.set_num_threads(2)
-cpu.cpu_attention(*case)
+block_sparse_attention(*case, backend=sys.argv[1])
 child = os.fork()
 if child == 0:
-    cpu.cpu_attention(*case)
+    block_sparse_attention(*case, backend=sys.argv[1])
     os._exit(7)
 print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
 
 
 @pytest.mark.slow
-def test_a_forked_process_starts_threads_of_its_own() -> None:
-    command = [sys.executable, "-c", IN_A_FORK]
+@pytest.mark.parametrize("backend", KERNELS)
+def test_a_forked_process_starts_threads_of_its_own(backend) -> None:
+    command = [sys.executable, "-c", IN_A_FORK, backend]
     run = subprocess.run(command, cwd=Path(__file__).parent, timeout=60, capture_output=True)
     assert run.stdout.split() == [b"7"], run.stderr
 
@@ -283,36 +275,58 @@ def test_an_error_in_a_thread_is_raised(monkeypatch) -> None:
     def fail(*args: object) -> None:
         raise MemoryError("no room")
 
-    monkeypatch.setattr(cpu, "_attend", fail)
+    monkeypatch.setattr(gather, "_attend", fail)
     torch.set_num_threads(2)
     with pytest.raises(MemoryError, match="no room"):
-        cpu.cpu_attention(*make_large_case())
+        gather.gather_attention(*make_large_case())
     assert torch.get_num_threads() == 2
 
 
-def test_the_result_does_not_depend_on_the_order_of_heads(monkeypatch) -> None:
+@pytest.mark.parametrize("backend", KERNELS)
+def test_the_result_does_not_depend_on_the_order_of_heads(backend, monkeypatch) -> None:
     case = make_large_case()
-    expected = cpu.cpu_attention(*case)
+    expected = block_sparse_attention(*case, backend=backend)
     assert case[3].head_order.tolist() == [3, 2, 1, 0]
     monkeypatch.setattr(BlockMask, "head_order", torch.tensor([1, 0, 3, 2]))
-    assert torch.equal(cpu.cpu_attention(*case), expected)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_result_does_not_depend_on_how_large_rows_are_grouped(dtype, monkeypatch) -> None:
-    case = make_large_case(dtype=dtype)
-    expected = cpu.cpu_attention(*case)
-    for scores in (1, 10**9):
-        monkeypatch.setattr(cpu_pieces, "LARGE_PIECE", scores)
-        assert torch.equal(cpu.cpu_attention(*case), expected)
+    assert torch.equal(block_sparse_attention(*case, backend=backend), expected)
 
 
 @pytest.mark.parametrize("max_keys", [1, 60, 10**6])
 def test_the_result_does_not_depend_on_how_rows_share_calls(max_keys, monkeypatch) -> None:
     case = make_case(LAYOUTS["odd grid"], 7, 5)
     expected = reference_attention(*case)
-    monkeypatch.setattr(cpu_pieces, "SMALL_PIECE", max_keys)
-    torch.testing.assert_close(cpu.cpu_attention(*case), expected)
+    monkeypatch.setattr(gather, "SPARSE_KEYS", max_keys)
+    torch.testing.assert_close(gather.gather_attention(*case), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_result_does_not_depend_on_which_heads_are_copied_together(dtype, monkeypatch) -> None:
+    case = make_case(LAYOUTS["odd grid"], 7, 5, dtype=dtype)
+    expected = native.native_attention(*case)
+    monkeypatch.setattr(native, "COPIED_BYTES", 1)
+    assert torch.equal(native.native_attention(*case), expected)
+
+
+def test_the_native_kernel_reads_tensors_as_they_lie() -> None:
+    """Heads apart, tokens apart, numbers apart, and heads that start anywhere."""
+    q, k, v, *rest = make_case(LAYOUTS["odd grid"], 7, 5, dtype=torch.float32)
+    expected = native.native_attention(q, k, v, *rest)
+    for dims in ((0, 1, 2, 3), (0, 2, 1, 3), (3, 2, 1, 0)):
+        back = [dims.index(i) for i in range(4)]
+        moved = [x.permute(dims).contiguous().permute(back) for x in (q, k, v)]
+        assert torch.equal(native.native_attention(*moved, *rest), expected)
+    odd = [torch.cat([x.new_zeros(1), x.flatten()])[1:].view(x.shape) for x in (q, k, v)]
+    assert torch.equal(native.native_attention(*odd, *rest), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_native_says_what_it_cannot_compute(dtype) -> None:
+    q = torch.zeros(1, 1, 4, 8 if dtype == torch.float64 else 12, dtype=dtype)
+    reason = "float32" if dtype == torch.float64 else "head_dim that is a multiple of 8, found 12"
+    with pytest.raises(BackendUnavailableError, match=reason):
+        check_backend("native", q)
+    layout = TokenLayout(num_views=1, grid_h=1, grid_w=GATHER_TOKENS, num_special=1)
+    assert resolve_backend("auto", layout, q, q, q) == "gather"
 
 
 @pytest.fixture
@@ -326,13 +340,16 @@ def poisoned_memory() -> Iterator[None]:
 
 @pytest.mark.usefixtures("poisoned_memory")
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
-def test_every_output_is_written(layout) -> None:
-    assert torch.isfinite(cpu.cpu_attention(*make_case(layout, 6, 6))).all()
-    assert torch.isfinite(cpu.cpu_attention(*make_large_case())).all()
+@pytest.mark.parametrize("backend", KERNELS)
+def test_every_output_is_written(backend, layout) -> None:
+    for case in (make_case(layout, 6, 6, dtype=torch.float32), make_large_case()):
+        assert torch.isfinite(block_sparse_attention(*case, backend=backend)).all()
 
 
-def test_keys_that_are_not_selected_are_never_touched() -> None:
-    for case in (make_case(LAYOUTS["odd grid"], 6, 6, heads=1), make_large_case()):
+@pytest.mark.parametrize("backend", KERNELS)
+def test_keys_that_are_not_selected_are_never_touched(backend) -> None:
+    small = make_case(LAYOUTS["odd grid"], 6, 6, heads=1, dtype=torch.float32)
+    for case in (small, make_large_case(), make_large_case(dtype=torch.bfloat16)):
         q, k, v, mask, layout, size_q, size_kv = case
         dense = mask.to_dense()
         dense[..., 3] = False
@@ -340,28 +357,30 @@ def test_keys_that_are_not_selected_are_never_touched() -> None:
         k[:, :, hidden] = torch.nan
         v[:, :, hidden] = torch.nan
         args = (q, k, v, BlockMask.from_dense(dense), layout, size_q, size_kv)
-        out = cpu.cpu_attention(*args)
+        out = block_sparse_attention(*args, backend=backend)
         assert torch.isfinite(out[:, :, layout.patch_index]).all()
         assert torch.isnan(out[:, :, layout.special_index]).all()
 
 
-def test_gradients_are_refused_and_auto_keeps_them() -> None:
+@pytest.mark.parametrize("backend", KERNELS)
+def test_gradients_are_refused_and_auto_keeps_them(backend) -> None:
     q, k, v, *rest = make_large_case()
     v.requires_grad_()
     with pytest.raises(
         BackendUnavailableError, match=r"no backward pass; run under torch\.no_grad"
     ):
-        block_sparse_attention(q, k, v, *rest, backend="cpu")
+        block_sparse_attention(q, k, v, *rest, backend=backend)
     block_sparse_attention(q, k, v, *rest).sum().backward()
     assert v.grad is not None
     with torch.no_grad():
-        assert not block_sparse_attention(q, k, v, *rest, backend="cpu").requires_grad
+        assert not block_sparse_attention(q, k, v, *rest, backend=backend).requires_grad
 
 
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
 def test_full_mask_is_dense_attention_and_an_empty_one_sees_special_tokens(backend) -> None:
     layout = LAYOUTS["odd grid"]
-    q, k, v, mask, *rest = make_case(layout, 16, 16)
+    dtype = torch.float32 if backend == "native" else torch.float64
+    q, k, v, mask, *rest = make_case(layout, 16, 16, dtype=dtype)
     full = BlockMask.from_dense(torch.ones(mask.shape, dtype=torch.bool))
     out = block_sparse_attention(q, k, v, full, *rest, backend=backend)
     torch.testing.assert_close(out, F.scaled_dot_product_attention(q, k, v))
@@ -399,11 +418,14 @@ def test_special_tokens_see_all_and_are_seen_by_all(problem, seed) -> None:
 @given(layouts(), st.integers(0, 999))
 def test_backends_agree_in_every_layout(problem, seed) -> None:
     layout, size_q, size_kv = problem
-    case = make_case(layout, size_q, size_kv, batch=1, heads=3, seed=seed)
-    expected = reference_attention(*case)
-    for backend in ("masked", "cpu"):
-        out = block_sparse_attention(*case, backend=backend)
+    q, k, v, *rest = make_case(layout, size_q, size_kv, batch=1, heads=3, seed=seed)
+    expected = reference_attention(q, k, v, *rest)
+    for backend in ("masked", "gather"):
+        out = block_sparse_attention(q, k, v, *rest, backend=backend)
         torch.testing.assert_close(out, expected)
+    single = (x.float() for x in (q, k, v))
+    out = block_sparse_attention(*single, *rest, backend="native")
+    torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=2e-6)
 
 
 @given(layouts(min_special=0), st.integers(0, 999))
@@ -445,9 +467,11 @@ def test_auto_goes_by_the_number_of_tokens() -> None:
         return TokenLayout(num_views=1, grid_h=1, grid_w=tokens - 1, num_special=1)
 
     q = k = v = torch.zeros(1, 1, 1, 8)
-    assert resolve_backend("auto", layout(AUTO_CPU_TOKENS), q, k, v) == "cpu"
-    assert resolve_backend("auto", layout(AUTO_CPU_TOKENS - 1), q, k, v) == "masked"
-    assert resolve_backend("reference", layout(AUTO_CPU_TOKENS), q, k, v) == "reference"
+    assert resolve_backend("auto", layout(10), q, k, v) == "native"
+    q = k = v = q.double()
+    assert resolve_backend("auto", layout(GATHER_TOKENS), q, k, v) == "gather"
+    assert resolve_backend("auto", layout(GATHER_TOKENS - 1), q, k, v) == "masked"
+    assert resolve_backend("reference", layout(GATHER_TOKENS), q, k, v) == "reference"
     with pytest.raises(ConfigError, match="backend must be one of"):
         resolve_backend("flash", layout(10), q, k, v)
 
@@ -456,10 +480,9 @@ def test_auto_runs_what_it_resolves_to() -> None:
     small = make_case(LAYOUTS["odd grid"], 7, 5)
     auto = block_sparse_attention(*small)
     assert torch.equal(auto, block_sparse_attention(*small, backend="masked"))
-    large = make_large_case()
-    assert torch.equal(
-        block_sparse_attention(*large), block_sparse_attention(*large, backend="cpu")
-    )
+    single = make_case(LAYOUTS["odd grid"], 7, 5, dtype=torch.float32)
+    auto = block_sparse_attention(*single)
+    assert torch.equal(auto, block_sparse_attention(*single, backend="native"))
 
 
 @pytest.mark.parametrize(

@@ -255,7 +255,7 @@ ATTENTION_FIELDS = {
 
 def test_attention_rows() -> None:
     variants = [Lists(sparsity=0.5), Lists(sparsity=0.5, budgets="hess"), Lists(sparsity=0.75)]
-    found = bench_attention(TINY, variants, CPU, backends=["cpu", "masked"], seconds=0.02)
+    found = bench_attention(TINY, variants, CPU, backends=["gather", "masked"], seconds=0.02)
     rows = [row | origin(CPU, "a command") for row in found.rows if row["op"] == "attention"]
     assert found.problems == []
     assert len(rows) == 2 * len(variants)
@@ -495,15 +495,15 @@ def test_dry_run_of_the_gpu_suite(gpu_script, monkeypatch, tmp_path, capsys) -> 
 def test_the_gpu_suite_fails_if_anything_does(gpu_script, monkeypatch, tmp_path, capsys) -> None:
     script, _ = gpu_script
     monkeypatch.setattr(script, "gpu_tests", lambda seconds: "GPU tests failed")
-    monkeypatch.setitem(BACKENDS, "cpu", backend(lambda *case: masked_sdpa(*case) * 1.01))
+    monkeypatch.setitem(BACKENDS, "native", backend(lambda *case: masked_sdpa(*case) * 1.01))
     monkeypatch.setattr(sys, "argv", ["suite.py", "gpu", "-o", str(tmp_path / "rows.jsonl")])
     assert script.main() == 1
     out = capsys.readouterr().out
     assert "FAILED: GPU tests failed" in out
-    assert "PROBLEM: cpu in float32 was not timed" in out
+    assert "PROBLEM: native in float32 was not timed" in out
     assert "FAILED: attention: failed, see above" in out
     assert "FAILED: model: failed, see above" in out  # its gate, too
-    assert "FAILED: selection" not in out
+    assert "FAILED: choosing" not in out
 
 
 @pytest.mark.parametrize(

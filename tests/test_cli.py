@@ -548,7 +548,7 @@ def test_doctor_tells_what_there_is(
     assert 2**30 < machine["free_memory"] <= machine["memory"]
     assert (machine["gpu"] is None) == (not torch.cuda.is_available())
     assert (machine["gpu"] is None) == bool(machine["why_no_gpu"])
-    for name in ("reference", "masked", "cpu"):
+    for name in ("reference", "masked", "gather", "native"):
         assert report["backends"][name]["max_error"] < 1e-5
     for backend in report["backends"].values():
         assert (backend["max_error"] is None) == bool(backend["why_not"])

@@ -52,7 +52,7 @@ def test_on_a_cpu_it_says_why_it_cannot_run(monkeypatch) -> None:
 
 def test_auto_never_means_triton_on_a_cpu() -> None:
     q, k, v, _, layout, *_ = make_case(density=(0.5,))
-    assert resolve_backend("auto", layout, q, k, v) == "masked"
+    assert resolve_backend("auto", layout, q, k, v) == "native"
     assert resolve_backend("triton", layout, q, k, v) == "triton"
 
 

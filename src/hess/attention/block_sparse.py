@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from hess.attention import comparators, cpu, flex, native, triton_backend
+from hess.attention import comparators, flex, gather, native, triton_backend
 from hess.attention.block_mask import BlockMask
 from hess.attention.layout import TokenLayout
 from hess.attention.masked import masked_sdpa
@@ -48,18 +48,18 @@ BACKENDS: dict[str, Backend] = {
     "reference": Backend(reference_attention, _runs_everywhere),
     "masked": Backend(masked_sdpa, _runs_everywhere),
     "native": Backend(native.native_attention, native.why_unavailable),
-    "cpu": Backend(cpu.cpu_attention, cpu.why_unavailable),
+    "gather": Backend(gather.gather_attention, gather.why_unavailable),
     "triton": Backend(triton_backend.triton_attention, triton_backend.why_unavailable),
     "flex": Backend(flex.flex_block_sparse_attention, flex.why_unavailable),
     "cudnn": Backend(comparators.cudnn_attention, comparators.why_no_cudnn),
     "sparge": Backend(comparators.sparge_attention, comparators.why_no_sparge),
 }
 
-AUTO = {"cuda": ("triton", "flex", "masked"), "cpu": ("native", "cpu", "masked")}
+AUTO = {"cuda": ("triton", "flex", "masked"), "cpu": ("native", "gather", "masked")}
 """What "auto" tries per type of device, in this order; elsewhere it means "masked"."""
 
-AUTO_CPU_TOKENS = 768
-"""Below this many tokens "auto" on a CPU means "masked": one call is quicker than many."""
+GATHER_TOKENS = 768
+"""Below this many tokens "auto" does not choose "gather": one call is quicker than many."""
 
 
 def check_backend(backend: str, example: Tensor | None = None) -> None:
@@ -92,11 +92,9 @@ def resolve_backend(backend: str, layout: TokenLayout, q: Tensor, k: Tensor, v: 
     check_backend(backend)
     if backend != "auto":
         return backend
-    choices = AUTO.get(q.device.type, ())
-    if q.device.type == "cpu" and layout.num_tokens < AUTO_CPU_TOKENS:
-        choices = ()
-    for name in choices:
-        if BACKENDS[name].why_unavailable(q, k, v) is None:
+    for name in AUTO.get(q.device.type, ()):
+        is_too_short = name == "gather" and layout.num_tokens < GATHER_TOKENS
+        if not is_too_short and BACKENDS[name].why_unavailable(q, k, v) is None:
             return name
     return "masked"
 

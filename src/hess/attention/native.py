@@ -112,22 +112,19 @@ def native_attention(
         places = [divmod(head, num_heads) for head in group.tolist()]
         # With all numbers of a head in a row: those of heads that lie between each other are too
         # far apart for the cache.
-        inputs = ([x[place].to(dtype).contiguous() for place in places] for x in (q, k, v))
+        inputs = [[x[place].to(dtype).contiguous() for place in places] for x in (q, k, v)]
         outputs = [out[place] for place in places]
-        if out.dtype == torch.float32:
-            _attend(*inputs, outputs, group, mask, layout, block_size_q, block_size_kv)
-            continue
-        wide = [torch.empty(tokens, dim) for _ in places]
-        _attend(*inputs, wide, group, mask, layout, block_size_q, block_size_kv)
-        for narrow, result in zip(outputs, wide, strict=True):
-            narrow.copy_(result)
+        is_wide = out.dtype == torch.float32
+        wide = outputs if is_wide else [torch.empty(tokens, dim) for _ in places]
+        _attend(inputs, wide, group, mask, layout, block_size_q, block_size_kv)
+        if not is_wide:
+            for narrow, result in zip(outputs, wide, strict=True):
+                narrow.copy_(result)
     return out
 
 
 def _attend(
-    q: list[Tensor],
-    k: list[Tensor],
-    v: list[Tensor],
+    inputs: list[list[Tensor]],
     out: list[Tensor],
     mask_heads: Tensor,
     mask: BlockMask,
@@ -135,21 +132,22 @@ def _attend(
     block_size_q: int,
     block_size_kv: int,
 ) -> None:
-    """Some heads [S, d], ``mask_heads`` of the mask, into ``out`` in fp32."""
+    """Queries, keys and values [S, d] of some heads, ``mask_heads`` of the mask, into ``out``."""
     attend = load_library().hess_attend
     row_offsets, blocks = mask.row_offsets.contiguous(), mask.indices.contiguous()
     next_task = torch.zeros(1, dtype=torch.int64)
-    dim = q[0].shape[-1]
+    queries, keys, values = map(_Tensor.of, inputs)
+    dim = out[0].shape[-1]
     work = _Attention(
-        queries=_Tensor.of(q),
-        keys=_Tensor.of(k),
-        values=_Tensor.of(v),
+        queries=queries,
+        keys=keys,
+        values=values,
         out=_Tensor.of(out),
         mask_heads=mask_heads.data_ptr(),
         row_offsets=row_offsets.data_ptr(),
         blocks=blocks.data_ptr(),
         next_task=next_task.data_ptr(),
-        num_heads=len(q),
+        num_heads=len(out),
         num_rows=mask.num_q_blocks,
         dim=dim,
         block_size_q=block_size_q,
@@ -157,11 +155,11 @@ def _attend(
         num_views=layout.num_views,
         special_per_view=layout.num_special,
         patches_per_view=layout.grid_h * layout.grid_w,
-        has_pairs=q[0].dtype == torch.bfloat16,
+        has_pairs=inputs[0][0].dtype == torch.bfloat16,
         scale=dim**-0.5 / math.log(2),
     )
     # Threads that go on after an interrupt still need all of it.
-    work.kept = (q, k, v, out, mask_heads, row_offsets, blocks, next_task)
+    work.kept = (inputs, out, mask_heads, row_offsets, blocks, next_task)
 
     def do_tasks() -> None:
         if attend(ctypes.byref(work)) != 0:

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -34,9 +35,9 @@ def load_library() -> ctypes.CDLL:
     """The library; the second time at once.
 
     It is made by the compiler that the environment variable ``CC`` names, or else by ``cc``,
-    ``gcc`` or ``clang``, for what torch knows of this processor. It is kept in ``hess`` in the
-    user's cache folder (``XDG_CACHE_HOME``, or ``~/.cache``), or where that cannot be written, in a
-    folder of its own until the process ends.
+    ``gcc`` or ``clang``, for the processor as torch knows it. It is kept in the folder ``hess`` of
+    the user's cache (``XDG_CACHE_HOME``, or ``~/.cache``), or where that cannot be written, in one
+    of its own until the process ends.
 
     Raises:
         BackendUnavailableError: there is no compiler, it fails, or the processor is too old.
@@ -61,7 +62,7 @@ def _load() -> ctypes.CDLL | str:
         )
     try:
         with importlib.resources.as_file(importlib.resources.files(__package__) / "native.c") as c:
-            return _library(c, [*compiler, *FLAGS, *flags])
+            return _library(c, compiler, flags)
     except subprocess.CalledProcessError as error:
         lines = (error.stderr or error.stdout or "").strip().splitlines()
         said = lines[0] if lines else f"exit code {error.returncode}"
@@ -72,9 +73,10 @@ def _load() -> ctypes.CDLL | str:
         return f"its library could not be made or loaded: {error}"
 
 
-def _library(source: Path, command: list[str]) -> ctypes.CDLL:
+def _library(source: Path, compiler: list[str], flags: Sequence[str]) -> ctypes.CDLL:
     """Loaded from the cache, after compiling it if it is not there."""
-    version = _run([command[0], "--version"])
+    command = [*compiler, *FLAGS, *flags]
+    version = _run([*compiler, "--version"])
     kind = "\0".join([*command, version, platform.machine(), source.read_text()])
     name = f"native-{hashlib.sha256(kind.encode()).hexdigest()[:16]}.so"
     cached = _cache_folder() / name
@@ -83,12 +85,14 @@ def _library(source: Path, command: list[str]) -> ctypes.CDLL:
         with tempfile.TemporaryDirectory(dir=cached.parent, prefix="building-") as folder:
             built = Path(folder) / name
             _run([*command, str(source), "-o", str(built)])
+            loaded = ctypes.CDLL(str(built))
             built.replace(cached)
         _log.info(
             "compiled the native attention kernel in %.1f s: %s",
             time.monotonic() - begin,
             shlex.join(command),
         )
+        return loaded
     return ctypes.CDLL(str(cached))
 
 

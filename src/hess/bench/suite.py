@@ -180,12 +180,12 @@ def cpu_steps() -> Mapping[str, Step]:
     for views, dtype in product((6, 12), (torch.float32, torch.bfloat16)):
         work = Workload.views(views, dtype=dtype)
         steps[f"attention, {views} views, {work.precision}"] = partial(
-            attention_step, work=work, backends=("cpu",), seconds=4 * views
+            attention_step, work=work, backends=("native",), seconds=4 * views
         )
     one = partial(
         attention_step, work=Workload.views(6, dtype=torch.float32), sparsities=(0.75,), seconds=10
     )
-    steps["attention, random lists"] = partial(one, source="random", backends=("cpu",))
+    steps["attention, random lists"] = partial(one, source="random", backends=("native",))
     steps["attention, all backends"] = partial(one, backends=())
     works = tuple(Workload.views(n, dtype=torch.float32) for n in (6, 12))
     steps["selection"] = partial(selection_step, works=works, seconds=10)
@@ -207,7 +207,7 @@ def tiny_steps() -> Mapping[str, Step]:
     work = Workload(layout=layout, dtype=torch.float32, heads=4, head_dim=16)
     return {
         "attention": partial(
-            attention_step, work=work, sparsities=(0.5,), backends=("cpu",), seconds=0.05
+            attention_step, work=work, sparsities=(0.5,), backends=("native",), seconds=0.05
         ),
         "selection": partial(selection_step, works=(work,), seconds=0.05),
         "choosing": partial(choosing_step, works=(work,)),
