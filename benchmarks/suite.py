@@ -24,6 +24,7 @@ import torch
 from hess.bench.report import TABLES, narrowed
 from hess.bench.rows import Row, origin, read_rows, write_rows
 from hess.bench.suite import SUITES
+from hess.heap import keep_freed_memory
 
 ROOT = Path(__file__).parents[1]
 MINUTES = {"gpu": 8.0, "cpu": 10.0, "tiny": 5.0}
@@ -31,6 +32,7 @@ MINUTES = {"gpu": 8.0, "cpu": 10.0, "tiny": 5.0}
 
 def run_step(suite: str, step: str, device: torch.device, rows_file: Path) -> int:
     """In a process of its own: rows into a file, problems to standard error."""
+    keep_freed_memory()  # as in the command line
     rows: list[Row] = []
     failed = False
     command = shlex.join(["python", "benchmarks/suite.py", suite])

@@ -9,7 +9,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "hess"
 
 # A module may import from its own layer's line and from those below it.
 LAYERS = [
-    {"errors", "files"},
+    {"errors", "files", "heap"},
     {"attention", "geometry", "allocation"},
     {"sensitivity", "policies", "models", "datasets", "export"},
     {

@@ -17,6 +17,7 @@ from hess.cli.reconstruct import Reconstruct
 from hess.cli.reproduce import Reproduce
 from hess.cli.train_nano import TrainNano
 from hess.errors import ConfigError, HessError
+from hess.heap import keep_freed_memory
 
 VERBS: dict[str, Callable[..., Verb]] = {
     "demo": Demo,
@@ -42,6 +43,7 @@ def main(args: Sequence[str] | None = None) -> int:
     verb = tyro.extras.subcommand_cli_from_dict(
         VERBS, prog="hess", description=DESCRIPTION, args=args
     )
+    keep_freed_memory()
     try:
         verb.run()
     except (HessError, OSError) as error:
