@@ -1,16 +1,17 @@
-"""The selection kernels on a CPU. Run by ``test_triton_selection``, in a process with
-TRITON_INTERPRET=1: Triton reads that variable when it is imported.
+"""What ranks rows: Triton's kernels on a CPU, and their twins. Run by ``test_triton_selection``, in
+a process with TRITON_INTERPRET=1: Triton reads that variable when it is imported.
 """
 
 import pytest
 import torch
 from torch import Tensor
 
-from hess.attention import selection, torch_selection, triton_selection
+from hess.attention import native_selection, selection, torch_selection, triton_selection
 from hess.attention.selection import ROW_RULES, baseline_counts, select_blocks, select_top
 from selection_oracle import Ranked, scores_of
 
-BOTH = pytest.mark.parametrize("run", [torch_selection, triton_selection], ids=["torch", "triton"])
+RUNS = {"torch": torch_selection, "native": native_selection, "triton": triton_selection}
+ALL = pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
 KINDS = pytest.mark.parametrize("kind", ["gauss", "bf16", "constant", "peaky", "signed zeros"])
 WIDTHS = (1, 13, 37)
 
@@ -29,7 +30,7 @@ def make_rows(kind: str, width: int, rows: int = 3) -> Tensor:
     return noise * {"gauss": 2, "constant": 0, "peaky": 30}[kind]
 
 
-@BOTH
+@ALL
 @KINDS
 @pytest.mark.parametrize("mass", [0, 0.3, 0.5, 0.97, 1])
 def test_counts_are_those_of_a_stable_sort(run, kind, mass) -> None:
@@ -39,7 +40,7 @@ def test_counts_are_those_of_a_stable_sort(run, kind, mass) -> None:
         assert torch.equal(run.count_within(logits, mass + 1e-5), expected), width
 
 
-@BOTH
+@ALL
 @KINDS
 def test_probabilities_are_those_of_a_stable_sort(run, kind) -> None:
     for width in WIDTHS:
@@ -50,7 +51,7 @@ def test_probabilities_are_those_of_a_stable_sort(run, kind) -> None:
         torch.testing.assert_close(found, expected, rtol=3e-6, atol=1e-37)
 
 
-@BOTH
+@ALL
 @KINDS
 def test_lists_are_those_of_a_stable_sort_for_every_count(run, kind) -> None:
     for width in WIDTHS:
@@ -66,13 +67,14 @@ def test_lists_are_those_of_a_stable_sort_for_every_count(run, kind) -> None:
         assert (indices[-after:] == -7).all()
 
 
+@ALL
 @pytest.mark.parametrize("row_rule", sorted(ROW_RULES))
 @pytest.mark.parametrize("chunk", [50, 10**6])
-def test_whole_masks(row_rule, chunk, monkeypatch) -> None:
+def test_whole_masks(run, row_rule, chunk, monkeypatch) -> None:
     logits = torch.randn(2, 2, 3, 21, generator=torch.Generator().manual_seed(0))
     pooled, ranked = scores_of(logits), Ranked(logits)
-    monkeypatch.setattr(selection, "row_functions", lambda pooled: triton_selection)
-    for module in (torch_selection, triton_selection):
+    monkeypatch.setattr(selection, "row_functions", lambda pooled: run)
+    for module in {torch_selection, run}:
         monkeypatch.setattr(module, "ENTRIES_AT_ONCE", chunk)
     baseline = baseline_counts(pooled, 0.8, 0.4, "cover")
     expected = ranked.baseline(4, 0.4, "cover")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
 
-from hess.attention import selection, torch_selection
+from hess.attention import native_selection, selection, torch_selection
 from hess.attention.block_mask import BlockMask
 from hess.attention.layout import TokenLayout
 from hess.attention.pooled_scores import PooledScores, pool_scores
@@ -45,8 +45,29 @@ def scores_of_probs(probs: list[float], rows: int = 1, dtype=torch.float32) -> P
 def chunks_of(entries: int) -> Iterator[None]:
     """Selection with chunks of at most so many logits."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch_selection, "ENTRIES_AT_ONCE", entries)
+        for module in (torch_selection, native_selection):
+            patch.setattr(module, "ENTRIES_AT_ONCE", entries)
         yield
+
+
+@pytest.mark.parametrize("size", [(1030, 129), (70, 4279), (9, 30_001)])
+@pytest.mark.parametrize("rounded", [False, True])
+def test_native_rows_equal_their_plain_twin(size, rounded) -> None:
+    """Rows for several threads, and with many ties."""
+    logits = random_logits(size, seed=0)
+    logits = logits.bfloat16().float() if rounded else logits
+    counts = native_selection.count_within(logits, 0.7)
+    assert torch.equal(counts, torch_selection.count_within(logits, 0.7))
+    row_offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    lists = [torch.full((int(row_offsets[-1]),), -1).int() for _ in range(2)]
+    native_selection.write_lists(logits, row_offsets, lists[0])
+    torch_selection.write_lists(logits, row_offsets, lists[1])
+    assert torch.equal(*lists)
+    ranks = (counts - 1).clamp_min(0)
+    assert torch.equal(
+        native_selection.probability_at(logits, ranks),
+        torch_selection.probability_at(logits, ranks),
+    )
 
 
 # ---------------------------------------------------------------- block mask

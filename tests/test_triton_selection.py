@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hess.attention import torch_selection
+from hess.attention import native_selection, torch_selection
 from hess.attention.pooled_scores import PooledScores
 from hess.attention.selection import baseline_counts, row_functions, select_blocks, select_top
 from test_triton import compile_kernel, stack_bytes
@@ -53,6 +53,8 @@ def test_compiles_without_spills(kernel, arch, tmp_path, monkeypatch) -> None:
 
 def test_on_a_cpu_it_is_not_chosen() -> None:
     mean = torch.randn(1, 2, 5, 8)
+    assert row_functions(PooledScores(q_mean=mean, k_mean=mean, scale=1.0)) is native_selection
+    mean = mean.double()
     assert row_functions(PooledScores(q_mean=mean, k_mean=mean, scale=1.0)) is torch_selection
 
 

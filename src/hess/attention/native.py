@@ -2,7 +2,7 @@
 
 How dropped blocks become saved time:
 
-- Nothing is copied, no score is written to memory; see ``native.c``.
+- Nothing is copied, no score is written to memory; see ``native_attention.c``.
 - Threads take tasks, a query block of one head each, from one list, heads with most blocks first.
   No head waits for another, and what is taken last is small. A task is computed in one thread, so
   the result does not depend on how many there are.
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from hess.attention.block_mask import BlockMask
 from hess.attention.layout import TokenLayout
-from hess.attention.native_library import load_library
+from hess.attention.native_library import load_library, why_no_library
 from hess.attention.threads import in_threads
 from hess.errors import BackendUnavailableError
 
@@ -67,11 +67,7 @@ def why_unavailable(q: Tensor, k: Tensor, v: Tensor) -> str | None:
         return f"it needs a head_dim that is a multiple of {CHANNELS}, found {q.shape[-1]}"
     if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
         return "it has no backward pass; run under torch.no_grad()"
-    try:
-        load_library()
-    except BackendUnavailableError as error:
-        return str(error)
-    return None
+    return why_no_library()
 
 
 def native_attention(

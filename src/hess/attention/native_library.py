@@ -1,9 +1,8 @@
-"""The kernel of ``native.c`` as a library: compiled where it is used first, kept in a cache."""
+"""The code in C as a library: compiled where it is used first, kept in a cache."""
 
 import ctypes
 import functools
 import hashlib
-import importlib.resources
 import logging
 import os
 import platform
@@ -13,6 +12,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
+from importlib.resources import files
 from pathlib import Path
 
 import torch
@@ -21,6 +21,7 @@ from hess.errors import BackendUnavailableError
 
 _log = logging.getLogger("hess")
 
+SOURCES = ("native_attention.c", "native_selection.c")
 FLAGS = ("-std=gnu11", "-O3", "-fno-math-errno", "-ffp-contract=fast", "-shared", "-fPIC")
 AVX2_FLAGS = ("-mavx2", "-mfma")
 AVX512_FLAGS = (
@@ -48,6 +49,12 @@ def load_library() -> ctypes.CDLL:
     return loaded
 
 
+def why_no_library() -> str | None:
+    """Why :func:`load_library` raises; None if it does not. Compiles it if need be."""
+    loaded = _load()
+    return loaded if isinstance(loaded, str) else None
+
+
 @functools.cache
 def _load() -> ctypes.CDLL | str:
     """The library, or why there is none."""
@@ -61,8 +68,7 @@ def _load() -> ctypes.CDLL | str:
             f"CC (found {os.environ.get('CC')!r})"
         )
     try:
-        with importlib.resources.as_file(importlib.resources.files(__package__) / "native.c") as c:
-            return _library(c, compiler, flags)
+        return _library(compiler, flags)
     except subprocess.CalledProcessError as error:
         lines = (error.stderr or error.stdout or "").strip().splitlines()
         said = lines[0] if lines else f"exit code {error.returncode}"
@@ -73,31 +79,33 @@ def _load() -> ctypes.CDLL | str:
         return f"its library could not be made or loaded: {error}"
 
 
-def _library(source: Path, compiler: list[str], flags: Sequence[str]) -> ctypes.CDLL:
+def _library(compiler: list[str], flags: Sequence[str]) -> ctypes.CDLL:
     """Loaded from the cache, after compiling it if it is not there."""
-    command = [*compiler, *FLAGS, *flags]
+    sources = {name: (files(__package__) / name).read_text() for name in SOURCES}
+    command = [*compiler, *FLAGS, *flags, *sources]
     version = _run([*compiler, "--version"])
-    kind = "\0".join([*command, version, platform.machine(), source.read_text()])
+    kind = "\0".join([*command, version, platform.machine(), *sources.values()])
     name = f"native-{hashlib.sha256(kind.encode()).hexdigest()[:16]}.so"
     cached = _cache_folder() / name
-    if not cached.is_file():
-        begin = time.monotonic()
-        with tempfile.TemporaryDirectory(dir=cached.parent, prefix="building-") as folder:
-            built = Path(folder) / name
-            _run([*command, str(source), "-o", str(built)])
-            loaded = ctypes.CDLL(str(built))
-            built.replace(cached)
-        _log.info(
-            "compiled the native attention kernel in %.1f s: %s",
-            time.monotonic() - begin,
-            shlex.join(command),
-        )
-        return loaded
-    return ctypes.CDLL(str(cached))
+    if cached.is_file():
+        return ctypes.CDLL(str(cached))
+    begin = time.monotonic()
+    with tempfile.TemporaryDirectory(dir=cached.parent, prefix="building-") as folder:
+        for source, text in sources.items():
+            (Path(folder) / source).write_text(text)
+        _run([*command, "-o", name], folder)
+        built = Path(folder) / name
+        loaded = ctypes.CDLL(str(built))
+        built.replace(cached)
+    seconds = time.monotonic() - begin
+    _log.info("compiled the native code in %.1f s: %s", seconds, shlex.join(command))
+    return loaded
 
 
-def _run(command: list[str]) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=SECONDS)
+def _run(command: list[str], folder: str | None = None) -> str:
+    done = subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, check=True, timeout=SECONDS
+    )
     return done.stdout
 
 

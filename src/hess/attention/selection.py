@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 
 from hess.allocation import allocate
-from hess.attention import torch_selection
+from hess.attention import native_selection, torch_selection
 from hess.attention.block_mask import BlockMask
+from hess.attention.native_library import why_no_library
 from hess.attention.pooled_scores import PooledScores
 from hess.errors import ConfigError, LayoutError
 
@@ -30,7 +31,7 @@ CDF_RULES = ("sparsevggt", "cover")
 
 
 class RowFunctions(Protocol):
-    """What ``torch_selection`` and ``triton_selection`` both offer."""
+    """What ``torch_selection``, ``native_selection`` and ``triton_selection`` all offer."""
 
     ENTRIES_AT_ONCE: int
 
@@ -40,9 +41,13 @@ class RowFunctions(Protocol):
 
 
 def row_functions(pooled: PooledScores) -> RowFunctions:
-    """Triton for fp32 scores on an NVIDIA GPU where it is installed, else plain torch."""
+    """For fp32 scores: Triton on an NVIDIA GPU, C on a CPU, where there is one; else torch."""
+    if pooled.q_mean.dtype != torch.float32:
+        return torch_selection
+    if pooled.device.type == "cpu" and why_no_library() is None:
+        return native_selection
     nvidia = pooled.device.type == "cuda" and torch.version.hip is None
-    if nvidia and pooled.q_mean.dtype == torch.float32 and find_spec("triton") is not None:
+    if nvidia and find_spec("triton") is not None:
         from hess.attention import triton_selection
 
         return triton_selection
