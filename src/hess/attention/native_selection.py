@@ -12,7 +12,7 @@ from hess.attention.threads import in_threads
 
 ENTRIES_AT_ONCE = 2**20
 
-ENTRIES_OF_A_THREAD = 2**16
+ENTRIES_OF_A_THREAD = 2**18
 """For fewer it takes longer to start one."""
 
 
