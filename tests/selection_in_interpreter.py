@@ -1,5 +1,5 @@
-"""What ranks rows: Triton's kernels on a CPU, and their twins. Run by ``test_triton_selection`` in a
-process with TRITON_INTERPRET=1: Triton reads that variable when it is imported.
+"""What ranks rows: Triton's kernels on a CPU, and their twins. ``test_triton_selection`` runs it
+with TRITON_INTERPRET=1, which Triton reads when it is imported.
 """
 
 import pytest

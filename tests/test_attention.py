@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from hess.attention import gather, native
 from hess.attention.block_mask import BlockMask
@@ -25,6 +26,7 @@ from hess.attention.block_sparse import (
     check_backend,
     resolve_backend,
 )
+from hess.attention.dense import NATIVE_TOKENS, dense_attention
 from hess.attention.layout import TokenLayout
 from hess.attention.pooling import num_blocks
 from hess.attention.reference import reference_attention, token_mask
@@ -392,6 +394,49 @@ def test_full_mask_is_dense_attention_and_an_empty_one_sees_special_tokens(backe
         out[:, :, patches],
         F.scaled_dot_product_attention(q[:, :, patches], k[:, :, special], v[:, :, special]),
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(1, 3, 129, 16), (2, 2, NATIVE_TOKENS, 64)])
+def test_dense_attention_is_that_of_torch(shape, dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    batch, heads, tokens, dim = shape
+    qkv = torch.randn(batch, tokens, 3, heads, dim, generator=generator).to(dtype)
+    q, k, v = qkv.permute(2, 0, 3, 1, 4)
+    expected = F.scaled_dot_product_attention(q.double(), k.double(), v.double())
+    limit = 1e-6
+    if dtype != torch.float32:
+        limit = 2 * relative_error(F.scaled_dot_product_attention(q, k, v), expected)
+    for attend in (native.native_dense_attention, dense_attention):
+        with torch.no_grad():
+            out = attend(q, k, v)
+        assert out.dtype == dtype
+        assert relative_error(out, expected) <= limit
+
+
+def test_traced_tensors_are_left_to_torch() -> None:
+    """The kernel would compute on what is not there yet."""
+    x = torch.randn(1, 2, NATIVE_TOKENS, 8)
+    compiled = torch.compile(dense_attention, backend="eager", fullgraph=True)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x, x, x), F.scaled_dot_product_attention(x, x, x))
+    with FakeTensorMode() as fake, torch.no_grad():
+        there = fake.from_tensor(x)
+        assert dense_attention(there, there, there).shape == x.shape
+        with pytest.raises(BackendUnavailableError, match="plain tensors, found FakeTensor"):
+            native.native_dense_attention(there, there, there)
+
+
+def test_dense_attention_goes_by_the_number_of_tokens(monkeypatch) -> None:
+    seen = []
+    monkeypatch.setattr(native, "native_dense_attention", lambda *qkv: seen.append(qkv[0].shape))
+    x = torch.randn(1, 1, NATIVE_TOKENS, 8)
+    dense_attention(x, x, x)
+    dense_attention(*[x[:, :, 1:]] * 3)
+    dense_attention(*[x.double()] * 3)
+    dense_attention(x, x, x.requires_grad_()).sum().backward()
+    assert seen == [(1, 1, NATIVE_TOKENS, 8)]
+    assert x.grad is not None
 
 
 @st.composite

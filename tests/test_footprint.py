@@ -153,7 +153,7 @@ def test_memory_of_sparse_attention(sparsity: float) -> None:
     model.block_size_q = model.block_size_kv = 2
     case = {"num_views": 12, "height": 48, "width": 48}
     predicted = temporaries(model, **case, block_sparsity=found)
-    assert predicted > 2 * temporaries(model, **case)
+    assert predicted > 1.5 * temporaries(model, **case)
     assert predicted == pytest.approx(live.peak, rel=0.1)
 
 

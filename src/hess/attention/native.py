@@ -7,7 +7,7 @@ How dropped blocks become saved time:
   No head waits for another, and what is taken last is small. A task is computed in one thread, so
   the result does not depend on how many there are.
 - In half precision, scores and sums are fp32. Processors that multiply bfloat16 do so, elsewhere
-  half types are widened.
+  half types are widened, some heads at a time.
 """
 
 import ctypes
@@ -26,19 +26,26 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 CHANNELS = 8
 """head_dim must be a multiple of this."""
 
-COPIED_BYTES = 2**25
-"""Heads that have to be copied are computed in groups of about this size, at least one head per
-thread."""
+COPIED_BYTES = 2**26
+"""Heads that have to be copied are computed in groups of about this size."""
+
+
+Place = tuple[int, int]
+"""Batch element and head."""
+
+Heads = tuple[Tensor, list[Place]]
+"""Some heads of a tensor [B, heads, S, d]."""
 
 
 class _Tensor(ctypes.Structure):
     _fields_ = (("heads", ctypes.POINTER(ctypes.c_void_p)), ("token", ctypes.c_int64))
 
     @classmethod
-    def of(cls, heads: list[Tensor]) -> "_Tensor":
-        """Of heads [S, d], each of which has the numbers of a token in a row."""
-        starts = (ctypes.c_void_p * len(heads))(*(x.data_ptr() for x in heads))
-        return cls(starts, heads[0].element_size() * heads[0].stride(0))
+    def of(cls, x: Tensor, places: list[Place]) -> "_Tensor":
+        """Some heads of [B, heads, S, d], in which the numbers of a token lie in a row."""
+        batch, head, token = (x.element_size() * stride for stride in x.stride()[:3])
+        starts = [x.data_ptr() + b * batch + h * head for b, h in places]
+        return cls((ctypes.c_void_p * len(starts))(*starts), token)
 
 
 class _Attention(ctypes.Structure):
@@ -61,6 +68,8 @@ def why_unavailable(q: Tensor, k: Tensor, v: Tensor) -> str | None:
     """
     if any(x.device.type != "cpu" for x in (q, k, v)):
         return f"it needs tensors on the CPU, found {q.device}"
+    if any(type(x) is not Tensor for x in (q, k, v)) or torch.compiler.is_compiling():
+        return f"it needs plain tensors, found {type(q).__name__}, or is being traced"
     if q.dtype not in DTYPES or not q.dtype == k.dtype == v.dtype:
         return f"it needs q, k, v of one type in {DTYPES}, found {q.dtype}, {k.dtype}, {v.dtype}"
     if q.shape[-1] % CHANNELS != 0:
@@ -95,67 +104,100 @@ def native_attention(
     reason = why_unavailable(q, k, v)
     if reason is not None:
         raise BackendUnavailableError(f"the native backend cannot run here: {reason}")
+    row_offsets, blocks = mask.row_offsets.contiguous(), mask.indices.contiguous()
+    lists = {
+        "row_offsets": row_offsets.data_ptr(),
+        "blocks": blocks.data_ptr(),
+        "num_rows": mask.num_q_blocks,
+        "block_size_q": block_size_q,
+        "block_size_kv": block_size_kv,
+        "num_views": layout.num_views,
+        "special_per_view": layout.num_special,
+        "patches_per_view": layout.grid_h * layout.grid_w,
+    }
+    return _attend(q, k, v, mask.head_order, lists, kept=(row_offsets, blocks))
+
+
+def native_dense_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The same kernel where every query sees every key: all tokens are special then.
+
+    Args, returns and raises as :func:`native_attention`.
+    """
+    reason = why_unavailable(q, k, v)
+    if reason is not None:
+        raise BackendUnavailableError(f"the native backend cannot run here: {reason}")
+    lists = {"num_views": 1, "special_per_view": q.shape[2]}
+    return _attend(q, k, v, torch.arange(q.shape[0] * q.shape[1]), lists)
+
+
+def _attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    head_order: Tensor,
+    lists: dict[str, int],
+    kept: tuple[Tensor, ...] = (),
+) -> Tensor:
+    """Attention in the order of heads, with ``lists`` for the kernel that point into ``kept``."""
     batch, num_heads, tokens, dim = q.shape
     out = q.new_empty(batch, tokens, num_heads, dim).transpose(1, 2)
     has_pairs = q.dtype == torch.bfloat16 and bool(load_library().hess_multiplies_pairs())
     dtype = q.dtype if has_pairs else torch.float32
-    copies = sum(x.dtype != dtype or not x[0, 0].is_contiguous() for x in (q, k, v))
+    copies = sum(not _is_readable(x, dtype) for x in (q, k, v)) + (out.dtype != dtype)
     at_once = batch * num_heads
     if copies > 0:
-        fit = COPIED_BYTES // (copies * tokens * dim * dtype.itemsize)
-        at_once = max(torch.get_num_threads(), fit)
-    for group in mask.head_order.split(at_once):
+        at_once = max(1, COPIED_BYTES // (copies * tokens * dim * dtype.itemsize))
+    for group in head_order.split(at_once):
         places = [divmod(head, num_heads) for head in group.tolist()]
-        # With all numbers of a head in a row: those of heads that lie between each other are too
-        # far apart for the cache.
-        inputs = [[x[place].to(dtype).contiguous() for place in places] for x in (q, k, v)]
-        outputs = [out[place] for place in places]
-        is_wide = out.dtype == torch.float32
-        wide = outputs if is_wide else [torch.empty(tokens, dim) for _ in places]
-        _attend(inputs, wide, group, mask, layout, block_size_q, block_size_kv)
-        if not is_wide:
-            for narrow, result in zip(outputs, wide, strict=True):
-                narrow.copy_(result)
+        heads = [_readable(x, places, dtype) for x in (q, k, v)]
+        is_direct = out.dtype == dtype
+        heads.append((out, places) if is_direct else _alone(torch.empty(len(places), tokens, dim)))
+        queries, keys, values, results = (_Tensor.of(*some) for some in heads)
+        work = _Attention(
+            queries=queries,
+            keys=keys,
+            values=values,
+            out=results,
+            mask_heads=group.data_ptr(),
+            num_heads=len(places),
+            dim=dim,
+            has_pairs=has_pairs,
+            scale=dim**-0.5 / math.log(2),
+            **lists,
+        )
+        # Threads that go on after an interrupt still need all that it points to.
+        work.kept = [heads, group, kept]
+        _do(work)
+        if not is_direct:
+            for place, result in zip(places, heads[-1][0][0], strict=True):
+                out[place].copy_(result)
     return out
 
 
-def _attend(
-    inputs: list[list[Tensor]],
-    out: list[Tensor],
-    mask_heads: Tensor,
-    mask: BlockMask,
-    layout: TokenLayout,
-    block_size_q: int,
-    block_size_kv: int,
-) -> None:
-    """Queries, keys and values [S, d] of some heads, ``mask_heads`` of the mask, into ``out``."""
+def _is_readable(x: Tensor, dtype: torch.dtype) -> bool:
+    """Whether the kernel may read [B, heads, S, d] where it is: in this type, with all numbers of
+    a head in a row. Those of heads that lie between each other are too far apart for the cache."""
+    return x.dtype == dtype and x.stride()[2:] == (x.shape[3], 1)
+
+
+def _readable(x: Tensor, places: list[Place], dtype: torch.dtype) -> Heads:
+    """Some heads of [B, heads, S, d] where they are, or a copy of them."""
+    if _is_readable(x, dtype):
+        return x, places
+    return _alone(torch.stack([x[place].to(dtype) for place in places]))
+
+
+def _alone(x: Tensor) -> Heads:
+    """All heads of [heads, S, d]."""
+    return x[None], [(0, i) for i in range(len(x))]
+
+
+def _do(work: _Attention) -> None:
+    """In all threads."""
     attend = load_library().hess_attend
-    row_offsets, blocks = mask.row_offsets.contiguous(), mask.indices.contiguous()
     next_task = torch.zeros(1, dtype=torch.int64)
-    queries, keys, values = map(_Tensor.of, inputs)
-    dim = out[0].shape[-1]
-    work = _Attention(
-        queries=queries,
-        keys=keys,
-        values=values,
-        out=_Tensor.of(out),
-        mask_heads=mask_heads.data_ptr(),
-        row_offsets=row_offsets.data_ptr(),
-        blocks=blocks.data_ptr(),
-        next_task=next_task.data_ptr(),
-        num_heads=len(out),
-        num_rows=mask.num_q_blocks,
-        dim=dim,
-        block_size_q=block_size_q,
-        block_size_kv=block_size_kv,
-        num_views=layout.num_views,
-        special_per_view=layout.num_special,
-        patches_per_view=layout.grid_h * layout.grid_w,
-        has_pairs=inputs[0][0].dtype == torch.bfloat16,
-        scale=dim**-0.5 / math.log(2),
-    )
-    # Threads that go on after an interrupt still need all of it.
-    work.kept = (inputs, out, mask_heads, row_offsets, blocks, next_task)
+    work.next_task = next_task.data_ptr()
+    work.kept.append(next_task)
 
     def do_tasks() -> None:
         if attend(ctypes.byref(work)) != 0:

@@ -54,14 +54,14 @@ typedef struct {
 
 /* hess.attention.native has the same fields in the same order. */
 typedef struct {
-    Tensor queries, keys, values, out; /* out is fp32 always */
+    Tensor queries, keys, values, out;
     const int64_t *mask_heads;         /* the head in the mask of each head here */
     const int64_t *row_offsets;        /* [mask heads * num_rows + 1], where in ... */
     const int32_t *blocks;             /* ... the key blocks of a row lie */
     int64_t *next_task;                /* the same for all threads */
     int64_t num_heads, num_rows, dim, block_size_q, block_size_kv;
     int64_t num_views, special_per_view, patches_per_view;
-    int32_t has_pairs; /* whether queries, keys and values are bfloat16 */
+    int32_t has_pairs; /* whether all four tensors are bfloat16, not fp32 */
     float scale;       /* of scores, so that weights are powers of two */
 } Attention;
 
@@ -313,6 +313,13 @@ static void begin(Task *task, int64_t first, int64_t end) {
     }
 }
 
+static uint16_t bfloat16_of(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    if (x != x) return 0x7fc0; /* rounding might make it a number */
+    return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+}
+
 /* Write what the queries have seen. */
 static void finish(Task *task) {
     const Attention *a = task->attention;
@@ -326,8 +333,13 @@ static void finish(Task *task) {
                 store(sums, load(sums) / panel->total[v]);
             }
         for (int i = 0; i < width; i++) {
-            float *out = (float *)query_at(task, &a->out, p, i);
-            for (int c = 0; out && c < a->dim; c++) out[c] = panel->sums[c * width + i];
+            char *out = query_at(task, &a->out, p, i);
+            const float *sums = panel->sums + i;
+            if (!out) break;
+            if (a->has_pairs)
+                for (int c = 0; c < a->dim; c++) ((uint16_t *)out)[c] = bfloat16_of(sums[c * width]);
+            else
+                for (int c = 0; c < a->dim; c++) ((float *)out)[c] = sums[c * width];
         }
     }
 }

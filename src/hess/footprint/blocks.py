@@ -113,13 +113,12 @@ def sparse_bytes(sizes: BlockSizes, tokens: int, block_map: int, block_sparsity:
     m, kept = sizes.matrix, 1 - block_sparsity
     copies = 2 * m if tokens <= TOKENS_PER_CHUNK and (sizes.qk_norm or sizes.rope) else 0
     held = (m + 3 * m + copies) * tokens * sizes.width
-    # Whole heads at a time, if one is small enough. While their rows are ranked: logits, sorted
-    # logits with their order in int64, and probabilities; later, logits with a mark for each,
-    # pairs of positions in int64, and the lists of all heads.
+    # Whole heads at a time, if one is small enough: logits, those before or probabilities, and
+    # the lists of all heads. Plain torch, which sorts, takes up to 12 bytes more for each logit.
     head_map = block_map // sizes.heads
     chunk = min(block_map, max(1, ENTRIES_AT_ONCE // head_map) * min(head_map, ENTRIES_AT_ONCE))
     lists = 4 * kept * block_map
-    choosing = max(20 * chunk, lists + (5 + 16 * kept) * chunk)
+    choosing = lists + 8 * chunk
     # The result head by head, its heads side by side, and that projected.
     merging = lists + 3 * m * tokens * sizes.width
     return max(forward_bytes(sizes, 1, tokens), round(held + max(choosing, merging)))
