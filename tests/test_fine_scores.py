@@ -21,10 +21,10 @@ LAYOUTS = {
 }
 
 
-def tokens(layout: TokenLayout) -> tuple[Tensor, Tensor, Tensor]:
+def tokens(layout: TokenLayout, dim: int = 8) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values."""
     generator = torch.Generator().manual_seed(0)
-    q, k, v = torch.randn(3, 2, 3, layout.num_tokens, 8, generator=generator).double()
+    q, k, v = torch.randn(3, 2, 3, layout.num_tokens, dim, generator=generator).double()
     return 2 * q, 2 * k, v
 
 

@@ -1,15 +1,17 @@
 """Blocks that match the output of a row: against sums written out block by block."""
 
 import math
+from itertools import product
 
 import pytest
 import torch
 from torch import Tensor
 
-from hess.attention import pooled_scores
+from hess.attention import matching, pooled_scores
 from hess.attention.fine_scores import FineScores, pool_fine_scores
 from hess.attention.layout import TokenLayout
 from hess.attention.matching import select_matching
+from hess.attention.native_matching import can_match, match_rows
 from hess.attention.reference import reference_attention
 from hess.attention.selection import select_top
 from hess.policies import HessPlus
@@ -75,11 +77,15 @@ class Row:
         return sorted(kept)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize(("split", "rounds"), [(2, 1), (2, 4), (3, 2), (6, 100)])
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
-def test_rows_are_filled_with_what_brings_their_output_nearest(layout, split, rounds) -> None:
-    q, k, v = tokens(layout)
-    scores = pool_fine_scores(q, k, v, layout, SIZE, SIZE, split)
+def test_rows_are_filled_with_what_brings_their_output_nearest(
+    layout, split, rounds, dtype
+) -> None:
+    q, k, v = tokens(layout, dim=16)
+    scores = pool_fine_scores(*(x.to(dtype) for x in (q, k, v)), layout, SIZE, SIZE, split)
+    assert can_match(scores) == (dtype == torch.float32 and split <= 4)
     counts = random_counts(scores, seed=split)
     found = select_matching(scores, counts, rounds).check()
     assert torch.equal(found.counts, counts)
@@ -89,6 +95,24 @@ def test_rows_are_filled_with_what_brings_their_output_nearest(layout, split, ro
         row = Row(rows[i][b, h], k[b, h], v[b, h], layout, split)
         expected = row.matching(int(counts[b, h, i]), rounds)
         assert found.to_dense()[b, h, i].nonzero().flatten().tolist() == expected
+
+
+def check_native_rows(split: int, dim: int, num_special: int) -> None:
+    """They are those of the plain twin."""
+    layout = TokenLayout(num_views=5, grid_h=13, grid_w=17, num_special=num_special)
+    qkv = (x.float() for x in tokens(layout, dim))
+    scores = pool_fine_scores(*qkv, layout, 12, 12, split)
+    counts = random_counts(scores, seed=split)
+    row_offsets = torch.cat([counts.new_zeros(1), counts.flatten().cumsum(0)])
+    found, expected = (f(scores, row_offsets, 4) for f in (match_rows, matching._match_rows))
+    assert can_match(scores)
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize(("split", "dim"), [(1, 64), (2, 32), (3, 48), (4, 64)])
+@pytest.mark.parametrize("num_special", [0, 5])
+def test_native_rows_equal_their_plain_twin(split, dim, num_special) -> None:
+    check_native_rows(split, dim, num_special)
 
 
 def test_blocks_that_balance_are_kept_instead_of_the_most_probable() -> None:
@@ -104,8 +128,8 @@ def test_blocks_that_balance_are_kept_instead_of_the_most_probable() -> None:
     counts = torch.full((1, 1, 3), 2)
     probable = select_top(scores, counts).to_dense()[0, 0]
     assert probable.tolist() == [[True, True, False]] * 3
-    matching = select_matching(scores, counts, 2).to_dense()[0, 0]
-    assert matching.tolist() == [[True, False, True]] * 3
+    found = select_matching(scores, counts, 2).to_dense()[0, 0]
+    assert found.tolist() == [[True, False, True]] * 3
 
 
 @pytest.mark.parametrize("kept", [0.1, 0.3])
@@ -136,20 +160,22 @@ def test_chunks_do_not_change_what_is_kept(monkeypatch) -> None:
 
 def test_half_precision_around_it_does_not_matter() -> None:
     layout = TokenLayout(num_views=4, grid_h=6, grid_w=9, num_special=2)
-    scores = pool_fine_scores(*(x.float() for x in tokens(layout)), layout, SIZE, SIZE, split=3)
-    counts = random_counts(scores, seed=0)
-    expected = select_matching(scores, counts, 4)
-    with torch.autocast("cpu", torch.bfloat16):
-        found = select_matching(scores, counts, 4)
-    assert torch.equal(found.indices, expected.indices)
+    for dim in (8, 16):
+        qkv = (x.float() for x in tokens(layout, dim))
+        scores = pool_fine_scores(*qkv, layout, SIZE, SIZE, split=3)
+        counts = random_counts(scores, seed=0)
+        expected = select_matching(scores, counts, 4)
+        with torch.autocast("cpu", torch.bfloat16):
+            found = select_matching(scores, counts, 4)
+        assert torch.equal(found.indices, expected.indices)
 
 
 @pytest.mark.parametrize("num_special", [0, 2])
 @pytest.mark.parametrize("wrong", [math.nan, math.inf, 1e30, -1e30])
 def test_strange_numbers_leave_lists_in_order(wrong, num_special) -> None:
     layout = TokenLayout(num_views=2, grid_h=5, grid_w=5, num_special=num_special)
-    for which in range(3):
-        qkv = [x.float() for x in tokens(layout)]
+    for which, dim in product(range(3), (8, 16)):
+        qkv = [x.float() for x in tokens(layout, dim)]
         qkv[which][:, :, 7] = wrong
         scores = pool_fine_scores(*qkv, layout, SIZE, SIZE, split=2)
         counts = random_counts(scores, seed=1)
@@ -159,10 +185,9 @@ def test_strange_numbers_leave_lists_in_order(wrong, num_special) -> None:
 def test_keys_that_no_query_looks_for() -> None:
     """Probabilities below the smallest number are 0; rows are filled nevertheless."""
     layout = TokenLayout(num_views=2, grid_h=6, grid_w=6, num_special=0)
-    q, k, v = (x.float() for x in tokens(layout))
-    k = k * 1e4
-    scores = pool_fine_scores(q, k, v, layout, SIZE, SIZE, split=2)
-    for count in range(13):
+    for dim, count in product((8, 16), range(13)):
+        q, k, v = (x.float() for x in tokens(layout, dim))
+        scores = pool_fine_scores(q, 1e4 * k, v, layout, SIZE, SIZE, split=2)
         counts = torch.full(scores.shape[:3], count)
         assert torch.equal(select_matching(scores, counts, 4).check().counts, counts)
 

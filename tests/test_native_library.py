@@ -15,6 +15,7 @@ from hess.attention.native import native_attention
 from hess.attention.native_library import AVX2_FLAGS, AVX512_FLAGS, load_library
 from hess.errors import BackendUnavailableError
 from test_attention import attend_by_lists, make_large_case, relative_error
+from test_matching import check_native_rows
 
 AVX512 = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 
@@ -66,6 +67,7 @@ def test_vectors_of_any_width_compute_the_same(
     case = make_large_case(dtype=dtype)
     error = relative_error(native_attention(*case), attend_by_lists(case))
     assert error <= (1e-6 if dtype == torch.float32 else 3e-3)
+    check_native_rows(split=3, dim=48, num_special=5)
 
 
 NO_COMPILER = {

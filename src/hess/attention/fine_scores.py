@@ -67,7 +67,7 @@ class FineScores(PooledScores):
         """
         logits, q = self._part_logits(heads, q_blocks)
         with torch.autocast(self.device.type, enabled=False):
-            special = q @ self._special_keys[heads].mT
+            special = q @ self.special_keys[heads].mT
         probs = torch.cat([logits, special], dim=-1).softmax(-1)
         return probs[..., : logits.shape[-1]], probs[..., logits.shape[-1] :]
 
@@ -78,7 +78,7 @@ class FineScores(PooledScores):
     def of_query_blocks(self, x: Tensor, q_blocks: slice | Tensor) -> Tensor:
         """Means over the queries of each block: [heads, split * some q_blocks, n] to
         [heads, some q_blocks, n]."""
-        shares = self._query_shares[:, q_blocks, None]
+        shares = self.query_shares[:, q_blocks, None]
         return (x.unflatten(1, (self.split, -1)) * shares).sum(1)
 
     def _logits(self, heads: slice, q_blocks: slice | Tensor) -> Tensor:
@@ -88,13 +88,13 @@ class FineScores(PooledScores):
 
     def _part_logits(self, heads: slice, q_blocks: slice | Tensor) -> tuple[Tensor, Tensor]:
         """Logits of all tokens of a part together, and the scaled queries behind them."""
-        queries, keys, log_tokens = self._queries_and_keys
+        queries, keys, log_tokens = self.queries_and_keys
         q = queries[heads][:, :, q_blocks].flatten(1, 2)
         with torch.autocast(self.device.type, enabled=False):
             return torch.baddbmm(log_tokens, q, keys[heads].mT), q
 
     @cached_property
-    def _queries_and_keys(self) -> tuple[Tensor, Tensor, Tensor]:
+    def queries_and_keys(self) -> tuple[Tensor, Tensor, Tensor]:
         """[B * heads, split, q_blocks, d], scaled; [B * heads, split * kv_blocks, d]; and the
         logarithm of the tokens in each part of the keys, which is -inf for none."""
         _, _, q_blocks, kv_blocks = self.shape
@@ -103,12 +103,12 @@ class FineScores(PooledScores):
         return queries, keys, self._tokens_of(self.part_size_kv, kv_blocks).flatten().log()
 
     @cached_property
-    def _special_keys(self) -> Tensor:
+    def special_keys(self) -> Tensor:
         """[B * heads, special, d]."""
         return self._plain(self.k_special)
 
     @cached_property
-    def _query_shares(self) -> Tensor:
+    def query_shares(self) -> Tensor:
         """Share of each part in the queries of its block: [split, q_blocks]."""
         tokens = self._tokens_of(self.part_size_q, self.shape[2])
         return tokens / tokens.sum(0)

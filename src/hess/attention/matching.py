@@ -22,6 +22,7 @@ from torch import Tensor
 
 from hess.attention.block_mask import BlockMask
 from hess.attention.fine_scores import FineScores
+from hess.attention.native_matching import can_match, match_rows
 from hess.attention.torch_selection import are_largest
 
 LEAST_MASS = 1e-12
@@ -40,24 +41,32 @@ def select_matching(scores: FineScores, counts: Tensor, rounds: int) -> BlockMas
             every one were the only one to be added.
     """
     batch, heads, q_blocks, kv_blocks = scores.shape
-    row_offsets = torch.cat([counts.new_zeros(1), counts.flatten().cumsum(0)])
+    row_offsets = torch.cat([counts.new_zeros(1), counts.flatten().cumsum(0)]).to(scores.device)
     head_blocks = counts.sum(-1).cpu()
-    counts = counts.to(scores.device).flatten(0, 1)
     # Autocast would bring these products back to half precision.
     with torch.autocast(scores.device.type, enabled=False):
-        lists = [
-            _matching(scores, some_heads, rows, counts[some_heads, rows], rounds).nonzero()[:, -1]
-            for some_heads, rows in scores.pieces(scores.entries_at_once)
-        ]
+        write = match_rows if can_match(scores) else _match_rows
+        indices = write(scores, row_offsets, rounds)
     return BlockMask(
-        row_offsets=row_offsets.to(scores.device),
-        indices=torch.cat(lists).int(),
+        row_offsets=row_offsets,
+        indices=indices,
         batch=batch,
         num_heads=heads,
         num_q_blocks=q_blocks,
         num_kv_blocks=kv_blocks,
         known_head_blocks=head_blocks,
     )
+
+
+def _match_rows(scores: FineScores, row_offsets: Tensor, rounds: int) -> Tensor:
+    """The lists of all rows, one behind the other: int32."""
+    counts = row_offsets.diff().view(-1, scores.shape[2])
+    pieces = scores.pieces(scores.entries_at_once)
+    lists = [
+        _matching(scores, heads, rows, counts[heads, rows], rounds).nonzero()[:, -1]
+        for heads, rows in pieces
+    ]
+    return torch.cat(lists).int()
 
 
 def _matching(

@@ -21,7 +21,8 @@ from hess.errors import BackendUnavailableError
 
 _log = logging.getLogger("hess")
 
-SOURCES = ("native_attention.c", "native_selection.c")
+SOURCES = ("native_attention.c", "native_matching.c", "native_selection.c")
+HEADERS = ("native_ranks.h", "native_vectors.h")
 FLAGS = ("-std=gnu11", "-O3", "-fno-math-errno", "-ffp-contract=fast", "-shared", "-fPIC")
 AVX2_FLAGS = ("-mavx2", "-mfma")
 AVX512_FLAGS = (
@@ -81,18 +82,18 @@ def _load() -> ctypes.CDLL | str:
 
 def _library(compiler: list[str], flags: Sequence[str]) -> ctypes.CDLL:
     """Loaded from the cache, after compiling it if it is not there."""
-    sources = {name: (files(__package__) / name).read_text() for name in SOURCES}
-    command = [*compiler, *FLAGS, *flags, *sources]
+    texts = {name: (files(__package__) / name).read_text() for name in (*SOURCES, *HEADERS)}
+    command = [*compiler, *FLAGS, *flags, *SOURCES]
     version = _run([*compiler, "--version"])
-    kind = "\0".join([*command, version, platform.machine(), *sources.values()])
+    kind = "\0".join([*command, version, platform.machine(), *texts.values()])
     name = f"native-{hashlib.sha256(kind.encode()).hexdigest()[:16]}.so"
     cached = _cache_folder() / name
     if cached.is_file():
         return ctypes.CDLL(str(cached))
     begin = time.monotonic()
     with tempfile.TemporaryDirectory(dir=cached.parent, prefix="building-") as folder:
-        for source, text in sources.items():
-            (Path(folder) / source).write_text(text)
+        for file, text in texts.items():
+            (Path(folder) / file).write_text(text)
         _run([*command, "-o", name], folder)
         built = Path(folder) / name
         loaded = ctypes.CDLL(str(built))

@@ -1,14 +1,8 @@
-/* Ranking the numbers of rows on a CPU, without sorting them: a value is found bit by bit.
+/* What selection asks of the rows of a chunk, as attention/torch_selection.py has it. */
 
-   Of every row it is counted, for the bits of a number from the highest on, how many numbers are
-   at least as large as one with this bit set. That is 32 passes over a row that the compiler turns
-   into vectors, quicker than putting it in order. */
+#include "native_ranks.h"
 
-#include <stdint.h>
 #include <stdlib.h>
-#include <string.h>
-
-#define ROWS_AT_ONCE 16
 
 /* hess.attention.native_selection has the same fields in the same order. */
 typedef struct {
@@ -17,56 +11,18 @@ typedef struct {
     int64_t *next_row; /* the same for all threads */
 } Rows;
 
-/* In the same order as the numbers, -0 and 0 the same. */
-static void keys_of(const float *row, int64_t length, uint32_t *keys) {
-    for (int64_t i = 0; i < length; i++) {
-        float x = row[i] + 0.0f;
-        uint32_t bits;
-        memcpy(&bits, &x, sizeof bits);
-        keys[i] = bits ^ (bits >> 31 ? 0xffffffffu : 0x80000000u);
-    }
-}
-
-static int64_t count_above(const uint32_t *keys, int64_t length, uint32_t bound) {
-    int32_t count = 0;
-    for (int64_t i = 0; i < length; i++) count += keys[i] > bound;
-    return count;
-}
-
-/* A number that ``wanted`` keys reach, or if ties are in the way, the largest that more reach. */
-static uint32_t least_of(const uint32_t *keys, int64_t length, int64_t wanted) {
-    uint32_t known = 0;
-    for (uint32_t bit = 1u << 31; bit; bit >>= 1) {
-        int64_t count = count_above(keys, length, (known | bit) - 1);
-        if (count >= wanted) known |= bit;
-        if (count == wanted) break; /* the bits to come would make no difference */
-    }
-    return known;
-}
-
-/* Some rows that no other thread has; their number, 0 if none is left. */
-static int64_t take(const Rows *rows, int64_t *first) {
-    *first = __atomic_fetch_add(rows->next_row, ROWS_AT_ONCE, __ATOMIC_RELAXED);
-    int64_t left = rows->num_rows - *first;
-    return left < 0 ? 0 : left < ROWS_AT_ONCE ? left : ROWS_AT_ONCE;
-}
-
 /* The largest numbers of row r, ties to the lowest index, as an ascending list of indices at
    offsets[r] - offsets[0]; as many as there is room for until offsets[r + 1]. All three functions
    return 0, or 1 if there is no memory. */
 int hess_write_lists(const Rows *rows, const int64_t *offsets, int32_t *lists) {
     uint32_t *keys = malloc(rows->length * sizeof *keys);
     if (!keys) return 1;
-    for (int64_t first, count; (count = take(rows, &first));)
+    for (int64_t first, count; (count = take_rows(rows->next_row, rows->num_rows, &first));)
         for (int64_t r = first; r < first + count; r++) {
             const int64_t wanted = offsets[r + 1] - offsets[r];
             if (wanted == 0) continue;
             keys_of(rows->rows + r * rows->length, rows->length, keys);
-            const uint32_t least = least_of(keys, rows->length, wanted);
-            int64_t ties = wanted - count_above(keys, rows->length, least);
-            int32_t *list = lists + offsets[r] - offsets[0];
-            for (int64_t i = 0; i < rows->length; i++)
-                if (keys[i] > least || (keys[i] == least && ties-- > 0)) *list++ = i;
+            list_largest(keys, rows->length, wanted, lists + offsets[r] - offsets[0]);
         }
     free(keys);
     return 0;
@@ -76,7 +32,7 @@ int hess_write_lists(const Rows *rows, const int64_t *offsets, int32_t *lists) {
 int hess_at_ranks(const Rows *rows, const int64_t *ranks, float *found) {
     uint32_t *keys = malloc(rows->length * sizeof *keys);
     if (!keys) return 1;
-    for (int64_t first, count; (count = take(rows, &first));)
+    for (int64_t first, count; (count = take_rows(rows->next_row, rows->num_rows, &first));)
         for (int64_t r = first; r < first + count; r++) {
             keys_of(rows->rows + r * rows->length, rows->length, keys);
             const uint32_t least = least_of(keys, rows->length, ranks[r] + 1);
@@ -125,7 +81,7 @@ int hess_count_within(const Rows *rows, double mass, int64_t *counts) {
     uint32_t *keys = malloc(length * sizeof *keys);
     int64_t *shares = malloc(length * sizeof *shares);
     const int has_memory = keys && shares;
-    for (int64_t first, count; has_memory && (count = take(rows, &first));)
+    for (int64_t first, count; has_memory && (count = take_rows(rows->next_row, rows->num_rows, &first));)
         for (int64_t r = first; r < first + count; r++) {
             const float *row = rows->rows + r * length;
             int64_t sum = 0;
