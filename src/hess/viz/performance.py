@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from hess.errors import ConfigError
 from hess.viz.figure import new_figure, style_axes
@@ -100,6 +101,8 @@ def model_figure(
         axes.set_yscale("log")
         views = sorted({row["views"] for row in drawn if row["model"] == model[0]})
         axes.set_xticks(views, [str(n) for n in views])
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
         axes.minorticks_off()
         axes.set_title(", ".join(model), fontsize=10, color=theme.text)
         axes.set_xlabel("views", fontsize=10)
