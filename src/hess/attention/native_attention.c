@@ -86,7 +86,7 @@ INLINE Floats add_products(Floats sums, Word word, Floats words, int has_pairs) 
 
 /* Two vectors of positive numbers as pairs of bfloat16. */
 INLINE Floats pairs_of(Floats first, Floats second) {
-    Ints low = ((Ints)first + 0x8000) >> 16, high = ((Ints)second + 0x8000) & ~0xffff;
+    Bits low = ((Bits)first + 0x8000) >> 16, high = ((Bits)second + 0x8000) & 0xffff0000u;
     return (Floats)(low | high);
 }
 

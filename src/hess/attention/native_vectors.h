@@ -18,6 +18,7 @@
 
 typedef float Floats __attribute__((vector_size(4 * LANES)));
 typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
+typedef uint32_t Bits __attribute__((vector_size(4 * LANES)));
 
 INLINE Floats same(float x) { return x - (Floats){0}; }
 
@@ -43,6 +44,6 @@ INLINE Floats power_of_two(Floats x) {
     p = p * f + 2.40226479e-1f;
     p = p * f + 6.93147203e-1f;
     p = p * f + 1.0f;
-    Ints bits = (Ints)p + ((Ints)shifted << 23);
-    return (Floats)(bits & ~(x < -126.0f));
+    Bits bits = (Bits)p + ((Bits)shifted << 23);
+    return (Floats)(bits & ~(Bits)(x < -126.0f));
 }
