@@ -64,10 +64,10 @@ def _load() -> ctypes.CDLL | str:
         return "it needs a processor with AVX2"
     compiler = _compiler()
     if compiler is None:
-        return (
-            "it needs a C compiler: install gcc or clang, or name one in the environment variable "
-            f"CC (found {os.environ.get('CC')!r})"
-        )
+        named = os.environ.get("CC")
+        if named:
+            return f"it needs a C compiler; the variable CC names {named!r}, which is none"
+        return "it needs a C compiler: install gcc or clang, or name one in the variable CC"
     try:
         return _library(compiler, flags)
     except subprocess.CalledProcessError as error:

@@ -6,7 +6,7 @@ from itertools import product
 
 import torch
 
-from hess.attention.block_sparse import AUTO
+from hess.attention.block_sparse import resolve_backend
 from hess.attention.layout import TokenLayout
 from hess.bench.attention import bench_attention
 from hess.bench.model import MadeUpScores, bench_model, sharpen
@@ -84,6 +84,12 @@ MODELS: dict[str, tuple[Callable[[torch.device], tuple[Model, ScoreSource]], int
 """What builds a model with the scores of its heads, and the side of its photos in pixels."""
 
 
+def usual_backend(work: Workload, device: torch.device) -> str:
+    """What "auto" means here."""
+    example = torch.empty(1, 1, 0, work.head_dim, dtype=work.dtype, device=device)
+    return resolve_backend("auto", work.layout, example, example, example)
+
+
 def attention_step(
     device: torch.device,
     *,
@@ -100,6 +106,7 @@ def attention_step(
     variants = [Lists(sparsity=s, budgets=b, source=source) for s in sparsities for b in budgets]
     if device.type == "cuda":
         variants.insert(0, Lists(sparsity=0.0, source=source))
+    backends = tuple(usual_backend(work, device) if b == "auto" else b for b in backends)
     yield bench_attention(work, variants, device, backends=backends, seconds=seconds)
 
 
@@ -120,10 +127,9 @@ def break_even_step(
     device: torch.device, *, tokens: tuple[int, ...], dtype: torch.dtype, seconds: float
 ) -> Iterator[Outcome]:
     """Short sequences, where choosing may take longer than it saves."""
-    backends = (AUTO[device.type][0],)
     for number in tokens:
         work = Workload.tokens(number, dtype=dtype)
-        lists = [Lists(sparsity=0.75)]
+        lists, backends = [Lists(sparsity=0.75)], (usual_backend(work, device),)
         yield bench_attention(work, lists, device, backends=backends, seconds=seconds)
 
 
@@ -180,12 +186,12 @@ def cpu_steps() -> Mapping[str, Step]:
     for views, dtype in product((6, 12), (torch.float32, torch.bfloat16)):
         work = Workload.views(views, dtype=dtype)
         steps[f"attention, {views} views, {work.precision}"] = partial(
-            attention_step, work=work, backends=("native",), seconds=4 * views
+            attention_step, work=work, backends=("auto",), seconds=4 * views
         )
     one = partial(
         attention_step, work=Workload.views(6, dtype=torch.float32), sparsities=(0.75,), seconds=10
     )
-    steps["attention, random lists"] = partial(one, source="random", backends=("native",))
+    steps["attention, random lists"] = partial(one, source="random", backends=("auto",))
     steps["attention, all backends"] = partial(one, backends=())
     works = tuple(Workload.views(n, dtype=torch.float32) for n in (6, 12))
     steps["selection"] = partial(selection_step, works=works, seconds=10)
@@ -207,7 +213,7 @@ def tiny_steps() -> Mapping[str, Step]:
     work = Workload(layout=layout, dtype=torch.float32, heads=4, head_dim=16)
     return {
         "attention": partial(
-            attention_step, work=work, sparsities=(0.5,), backends=("native",), seconds=0.05
+            attention_step, work=work, sparsities=(0.5,), backends=("auto",), seconds=0.05
         ),
         "selection": partial(selection_step, works=(work,), seconds=0.05),
         "choosing": partial(choosing_step, works=(work,)),
