@@ -30,7 +30,7 @@ AVX512_FLAGS = (
     *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"),
 )
 SECONDS = 120
-"""The compiler takes one; one that hangs is stopped."""
+"""The compiler takes two; one that hangs is stopped."""
 
 
 def load_library() -> ctypes.CDLL:
