@@ -23,6 +23,7 @@ import trimesh
 from PIL import Image
 from plyfile import PlyData
 
+from hess.cli.console import print_table
 from hess.cli.main import VERBS, main
 from hess.models.loading import load_model, read_training_record
 from hess.sensitivity.profile import HessProfile
@@ -74,6 +75,18 @@ def hess(
         return Done(code, out, err)
 
     return run
+
+
+@pytest.mark.parametrize("width", [40, 80, 95, 200])
+def test_tables_lose_no_number_however_narrow_the_terminal(width, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    cells = ["gather (not the default)", "equal, pooled", "0.500", "84.19", "1.54", "8.0%", "16"]
+    header = ["backend", "budgets", "s", "ms", "ratio to ideal", "selection", "peak MiB"]
+    print_table([header, cells], "attention")
+    lines = capsys.readouterr().err.splitlines()
+    assert any(all(cell in line for cell in cells) for line in lines)
+    if width > 90:
+        assert all(word in "\n".join(lines) for word in ["ratio", "ideal", "selection", "MiB"])
 
 
 def start(*arguments: object) -> subprocess.Popen[str]:

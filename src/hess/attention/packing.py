@@ -18,6 +18,9 @@ from hess.attention.layout import TokenLayout
 from hess.attention.pooling import pool_blocks
 from hess.errors import LayoutError
 
+POOLED_AT_ONCE = 2**20
+"""Numbers that pooling copies at once."""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PackedKeys:
@@ -90,6 +93,7 @@ def pool_queries(q: Tensor, layout: TokenLayout, block_size_q: int) -> Tensor:
     """
     layout.check(q)
     patches = layout.num_patch_tokens
-    # Head by head: a copy of all heads would be too large for memory that is used again.
-    packed = (pack_tokens(head, layout)[..., :patches, :] for head in q.unbind(1))
-    return torch.stack([pool_blocks(head, block_size_q) for head in packed], dim=1)
+    # Some heads at a time: a copy of all would be too large for memory that is used again.
+    at_once = max(1, POOLED_AT_ONCE // (len(q) * q.shape[2] * q.shape[3]))
+    packed = (pack_tokens(heads, layout)[..., :patches, :] for heads in q.split(at_once, dim=1))
+    return torch.cat([pool_blocks(heads, block_size_q) for heads in packed], dim=1)

@@ -55,18 +55,24 @@ def print_json(value: Any) -> None:
 
 
 def print_table(rows: Sequence[Sequence[str]], title: str) -> None:
-    """A table whose first row is the header; numbers are right-aligned."""
+    """A table whose first row is the header; numbers are right-aligned. On a narrow terminal words
+    of the header are cut off, and what is still too long goes on in the next line."""
+    columns = list(zip(*rows[1:], strict=True))
+    for whole_words in (True, False):
+        words = [heading.split() if whole_words else [] for heading in rows[0]]
+        widths = [
+            max(len(Text.from_markup(x)) for x in (*some, *cells))
+            for some, cells in zip(words, columns, strict=True)
+        ]
+        needed = 1 + sum(width + 3 for width in widths)  # with the space around them
+        if needed <= console.width:
+            break
     table = Table(title=title, title_justify="left", header_style="bold", box=SIMPLE_HEAD)
-    for i, heading in enumerate(rows[0]):
-        table.add_column(heading, justify="left" if i == 0 else "right", min_width=_width(rows, i))
+    for i, (heading, width) in enumerate(zip(rows[0], widths, strict=True)):
+        table.add_column(heading, justify="left" if i == 0 else "right", min_width=width)
     for row in rows[1:]:
         table.add_row(*row)
-    console.print(table)
-
-
-def _width(rows: Sequence[Sequence[str]], column: int) -> int:
-    """What the cells need; only headings may wrap."""
-    return max(len(Text.from_markup(row[column])) for row in rows[1:])
+    console.print(table, width=max(console.width, needed), crop=False)
 
 
 def prepare_file(path: Path) -> Path:
