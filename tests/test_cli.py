@@ -755,3 +755,11 @@ def test_ctrl_c_keeps_what_is_done(hess: Callable[..., Done], tmp_path: Path) ->
     assert hess("calibrate", "-o", whole, *scenes).code == 0
     assert path.read_bytes() == whole.read_bytes()
     assert [*tree(tmp_path)] == ["a.hess", "whole.hess"]
+
+
+def test_bench_model_at_one_number_of_views(hess) -> None:
+    """Too few to tell how time grows."""
+    done = hess("bench", "model", "--views", "2", "--size", "24", "--rounds", "1")
+    assert done.code == 0, done.err
+    assert "stages" in done.err
+    assert "scaling" not in done.err

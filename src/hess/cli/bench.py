@@ -66,7 +66,8 @@ class _Common:
         else:
             for name in tables if rows else ():
                 caption, table = narrowed(TABLES[name](rows))
-                print_table(table, f"{name}\n[dim]{caption}[/]")
+                if len(table) > 1:  # one number of views says nothing of growth
+                    print_table(table, f"{name}\n[dim]{caption}[/]")
         for note in outcome.notes:
             console.print(note, highlight=False, soft_wrap=True)
         if outcome.problems:
