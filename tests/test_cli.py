@@ -763,3 +763,12 @@ def test_bench_model_at_one_number_of_views(hess) -> None:
     assert done.code == 0, done.err
     assert "stages" in done.err
     assert "scaling" not in done.err
+
+
+def test_bench_selection_over_any_number_of_tokens(hess) -> None:
+    """Also where a budget leaves rows without a block."""
+    size = ["--tokens", "300", "600", "--heads", "4", "--head-dim", "16", "--seconds", "0.01"]
+    done = hess("bench", "selection", *size)
+    assert done.code == 0, done.err
+    assert "hess+" in done.err
+    assert hess("bench", "selection", "--tokens", "1").code == 2

@@ -58,8 +58,9 @@ class Workload:
 
     @staticmethod
     def tokens(num_tokens: int, **sizes: object) -> "Workload":
-        """Attention over so many patches, none of them special."""
-        layout = TokenLayout(num_views=1, grid_h=1, grid_w=num_tokens, num_special=0)
+        """Attention over so many tokens, at least 2, of which one is special: budgets may leave
+        rows without a block, which then see that."""
+        layout = TokenLayout(num_views=1, grid_h=1, grid_w=num_tokens - 1, num_special=1)
         return Workload(layout=layout, **sizes)  # type: ignore[arg-type]
 
     @property

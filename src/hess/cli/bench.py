@@ -94,8 +94,8 @@ class _AttentionSizes(_Common):
 
         from hess.bench.workload import Workload
 
-        if min((*self.views, *self.tokens, self.heads, self.head_dim), default=1) < 1:
-            raise ConfigError("views, tokens, heads and head_dim must be at least 1")
+        if min((*self.views, self.heads, self.head_dim)) < 1 or min(self.tokens, default=2) < 2:
+            raise ConfigError("views, heads and head_dim must be at least 1, tokens at least 2")
         sizes = {
             "dtype": getattr(torch, self.dtype),
             "heads": self.heads,
