@@ -148,12 +148,12 @@ def test_memory_of_sparse_attention(sparsity: float) -> None:
     policy = Uniform(sparse_ratio=sparsity, cdf_threshold=0.0)
     with sparsify(model, policy, block_size_q=2, block_size_kv=2) as run:
         with torch.inference_mode(), LiveBytes() as live:
-            model(torch.rand(1, 12, 3, 48, 48))
+            model(torch.rand(1, 20, 3, 48, 48))
         found = run.stats.block_sparsity
     model.block_size_q = model.block_size_kv = 2
-    case = {"num_views": 12, "height": 48, "width": 48}
+    case = {"num_views": 20, "height": 48, "width": 48}
     predicted = temporaries(model, **case, block_sparsity=found)
-    assert predicted > 1.5 * temporaries(model, **case)
+    assert predicted > 2 * temporaries(model, **case)
     assert predicted == pytest.approx(live.peak, rel=0.1)
 
 

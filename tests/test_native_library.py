@@ -1,5 +1,6 @@
 """How the native kernel gets compiled, kept and loaded, and what is said when it cannot be."""
 
+import ctypes
 import logging
 import shutil
 import stat
@@ -71,18 +72,22 @@ def test_vectors_of_any_width_compute_the_same(
 
 
 NO_COMPILER = {
-    "none installed": ("", "needs a C compiler: install gcc or clang, or name one in"),
+    "none installed": ("", "there is no C compiler: install gcc or clang, or name one in"),
     "named, not there": ("/nowhere/cc -O1", "CC names '/nowhere/cc -O1', which is none"),
 }
 
 
 @pytest.mark.parametrize(("named", "reason"), NO_COMPILER.values(), ids=NO_COMPILER)
-def test_without_a_compiler(named: str, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_compiler(
+    named: str, reason: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setenv("CC", named)
     monkeypatch.setattr(shutil, "which", lambda name: None)
     case = make_large_case()
     with pytest.raises(BackendUnavailableError, match=reason):
         block_sparse_attention(*case, backend="native")
+    assert len(caplog.messages) == 1  # however often it is asked for
+    assert "runs in plain torch, more slowly: there is no C compiler" in caplog.text
     q, k, v, _, layout, *_ = case
     assert resolve_backend("auto", layout, q, k, v) == "gather"
 
@@ -91,7 +96,10 @@ BROKEN = {
     "says why": ("echo 'cc1: no such flag' >&2; exit 4", "failed: cc1: no such flag"),
     "says nothing": ("exit 4", "failed: exit code 4"),
     "makes nothing": ("exit 0", "could not be made or loaded"),
-    "makes no library": ('for x; do out=$x; done; echo oops > "$out"', "could not be made"),
+    "makes no library": (
+        '[ "$1" = --version ] && exit; for x; do out=$x; done; echo oops > "$out"',
+        "could not be made",
+    ),
     "hangs": ("sleep 60", "took more than 1 s"),
 }
 
@@ -109,10 +117,26 @@ def test_a_compiler_that_fails(
     assert not list(cache.glob("*"))
 
 
+def test_threads_stop_after_an_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What they share says that nothing is left to do."""
+
+    class Work(ctypes.Structure):
+        _fields_ = (("next", ctypes.c_void_p),)
+
+    def interrupted(do: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(library, "in_threads", interrupted)
+    work = Work()
+    with pytest.raises(KeyboardInterrupt):
+        library.run("hess_attend", work, kept=None)
+    assert ctypes.cast(work.next, ctypes.POINTER(ctypes.c_int64))[0] == library.NOTHING_LEFT
+
+
 def test_a_processor_that_is_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(library.platform, "machine", lambda: "x86_64")
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
-    with pytest.raises(BackendUnavailableError, match="needs a processor with AVX2"):
+    with pytest.raises(BackendUnavailableError, match="the processor has no AVX2"):
         load_library()
 
 

@@ -1,4 +1,4 @@
-"""Backend for CPUs without a compiler: torch's attention over copies of the selected keys.
+"""Backend for CPUs where ``native`` cannot run: torch's attention over copies of selected keys.
 
 The work is cut into pieces, some query blocks of one head each, which see equally many keys and so
 share one call. Threads take pieces from one list, heads with most blocks first, so that no head

@@ -18,8 +18,7 @@ from torch import Tensor
 
 from hess.attention.block_mask import BlockMask
 from hess.attention.layout import TokenLayout
-from hess.attention.native_library import load_library, why_no_library
-from hess.attention.threads import in_threads
+from hess.attention.native_library import load_library, run, why_no_library
 from hess.errors import BackendUnavailableError
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -28,7 +27,6 @@ CHANNELS = 8
 
 COPIED_BYTES = 2**26
 """Heads that have to be copied are computed in groups of about this size."""
-
 
 Place = tuple[int, int]
 """Batch element and head."""
@@ -52,7 +50,7 @@ class _Attention(ctypes.Structure):
     _fields_ = (
         *((name, _Tensor) for name in ("queries", "keys", "values", "out")),
         *((name, ctypes.c_void_p) for name in ("mask_heads", "row_offsets", "blocks")),
-        ("next_task", ctypes.c_void_p),
+        ("next", ctypes.c_void_p),
         *((name, ctypes.c_int64) for name in ("num_heads", "num_rows", "dim")),
         *((name, ctypes.c_int64) for name in ("block_size_q", "block_size_kv", "num_views")),
         *((name, ctypes.c_int64) for name in ("special_per_view", "patches_per_view")),
@@ -101,9 +99,6 @@ def native_attention(
         BackendUnavailableError: :func:`why_unavailable` gives a reason.
         MemoryError: there is none for the scores of a task.
     """
-    reason = why_unavailable(q, k, v)
-    if reason is not None:
-        raise BackendUnavailableError(f"the native backend cannot run here: {reason}")
     row_offsets, blocks = mask.row_offsets.contiguous(), mask.indices.contiguous()
     lists = {
         "row_offsets": row_offsets.data_ptr(),
@@ -123,9 +118,6 @@ def native_dense_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
     Args, returns and raises as :func:`native_attention`.
     """
-    reason = why_unavailable(q, k, v)
-    if reason is not None:
-        raise BackendUnavailableError(f"the native backend cannot run here: {reason}")
     lists = {"num_views": 1, "special_per_view": q.shape[2]}
     return _attend(q, k, v, torch.arange(q.shape[0] * q.shape[1]), lists)
 
@@ -139,6 +131,9 @@ def _attend(
     kept: tuple[Tensor, ...] = (),
 ) -> Tensor:
     """Attention in the order of heads, with ``lists`` for the kernel that point into ``kept``."""
+    reason = why_unavailable(q, k, v)
+    if reason is not None:
+        raise BackendUnavailableError(f"the native backend cannot run here: {reason}")
     batch, num_heads, tokens, dim = q.shape
     out = q.new_empty(batch, tokens, num_heads, dim).transpose(1, 2)
     has_pairs = q.dtype == torch.bfloat16 and bool(load_library().hess_multiplies_pairs())
@@ -165,9 +160,7 @@ def _attend(
             scale=dim**-0.5 / math.log(2),
             **lists,
         )
-        # Threads that go on after an interrupt still need all that it points to.
-        work.kept = [heads, group, kept]
-        _do(work)
+        run("hess_attend", work, kept=(heads, group, kept))
         if not is_direct:
             for place, result in zip(places, heads[-1][0][0], strict=True):
                 out[place].copy_(result)
@@ -190,17 +183,3 @@ def _readable(x: Tensor, places: list[Place], dtype: torch.dtype) -> Heads:
 def _alone(x: Tensor) -> Heads:
     """All heads of [heads, S, d]."""
     return x[None], [(0, i) for i in range(len(x))]
-
-
-def _do(work: _Attention) -> None:
-    """In all threads."""
-    attend = load_library().hess_attend
-    next_task = torch.zeros(1, dtype=torch.int64)
-    work.next_task = next_task.data_ptr()
-    work.kept.append(next_task)
-
-    def do_tasks() -> None:
-        if attend(ctypes.byref(work)) != 0:
-            raise MemoryError("no memory for the scores of a task")
-
-    in_threads(do_tasks)

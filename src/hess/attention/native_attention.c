@@ -45,7 +45,7 @@ typedef struct {
     const int64_t *mask_heads;         /* the head in the mask of each head here */
     const int64_t *row_offsets;        /* [mask heads * num_rows + 1], where in ... */
     const int32_t *blocks;             /* ... the key blocks of a row lie */
-    int64_t *next_task;                /* the same for all threads */
+    int64_t *next;                     /* the same for all threads */
     int64_t num_heads, num_rows, dim, block_size_q, block_size_kv;
     int64_t num_views, special_per_view, patches_per_view;
     int32_t has_pairs; /* whether all four tensors are bfloat16, not fp32 */
@@ -352,7 +352,7 @@ int hess_attend(const Attention *a) {
     Task task = {.attention = a, .memory = aligned_alloc(64, floats * sizeof(float))};
     if (!task.memory) return 1;
     for (;;) {
-        int64_t number = __atomic_fetch_add(a->next_task, 1, __ATOMIC_RELAXED);
+        int64_t number = __atomic_fetch_add(a->next, 1, __ATOMIC_RELAXED);
         if (number >= a->num_heads * tasks_per_head) break;
         task.head = number / tasks_per_head;
         int64_t of_head = number % tasks_per_head, first = of_head * MAX_QUERIES;

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from hess.attention.threads import in_threads
 from hess.errors import BackendUnavailableError
 
 _log = logging.getLogger("hess")
@@ -29,6 +30,9 @@ AVX512_FLAGS = (
     *AVX2_FLAGS,
     *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"),
 )
+NOTHING_LEFT = 2**62
+"""As the number of what is to be done next: above all others."""
+
 SECONDS = 120
 """The compiler takes two; one that hangs is stopped."""
 
@@ -56,18 +60,61 @@ def why_no_library() -> str | None:
     return loaded if isinstance(loaded, str) else None
 
 
+def run(
+    function: str,
+    work: ctypes.Structure,
+    *values: ctypes.c_void_p | ctypes.c_double,
+    kept: object,
+    in_one_thread: bool = False,
+) -> None:
+    """Call a function of the library in all threads, which take what ``work`` tells to do.
+
+    Args:
+        function: its name; it returns 0, or 1 if there is no memory.
+        work: its first argument, with a field ``next`` for a number that the threads share: of
+            what is to be done next.
+        values: its other arguments.
+        kept: what all of these point to.
+
+    Raises:
+        MemoryError: it returns 1.
+    """
+    call = getattr(load_library(), function)
+    number = torch.zeros(1, dtype=torch.int64)
+    work.next = number.data_ptr()
+    # Threads may go on for a moment after an interrupt.
+    work.kept = number, kept
+
+    def do() -> None:
+        if call(ctypes.byref(work), *values) != 0:
+            raise MemoryError(f"no memory for {function}")
+
+    try:
+        do() if in_one_thread else in_threads(do)
+    except BaseException:
+        number.fill_(NOTHING_LEFT)
+        raise
+
+
 @functools.cache
 def _load() -> ctypes.CDLL | str:
-    """The library, or why there is none."""
+    """The library, or why there is none, which is also told as a warning."""
+    loaded = _compiled()
+    if isinstance(loaded, str):
+        _log.warning("attention on this CPU runs in plain torch, more slowly: %s", loaded)
+    return loaded
+
+
+def _compiled() -> ctypes.CDLL | str:
     flags = _processor_flags()
     if flags is None:
-        return "it needs a processor with AVX2"
+        return "the processor has no AVX2"
     compiler = _compiler()
     if compiler is None:
         named = os.environ.get("CC")
         if named:
-            return f"it needs a C compiler; the variable CC names {named!r}, which is none"
-        return "it needs a C compiler: install gcc or clang, or name one in the variable CC"
+            return f"there is no C compiler; the variable CC names {named!r}, which is none"
+        return "there is no C compiler: install gcc or clang, or name one in the variable CC"
     try:
         return _library(compiler, flags)
     except subprocess.CalledProcessError as error:
@@ -77,7 +124,7 @@ def _load() -> ctypes.CDLL | str:
     except subprocess.TimeoutExpired:
         return f"the C compiler {shlex.join(compiler)} took more than {SECONDS} s"
     except OSError as error:
-        return f"its library could not be made or loaded: {error}"
+        return f"the library of the native code could not be made or loaded: {error}"
 
 
 def _library(compiler: list[str], flags: Sequence[str]) -> ctypes.CDLL:

@@ -25,7 +25,7 @@ typedef struct {
     const float *products;     /* [heads][s][s][padded_blocks], of the values of parts of a block */
     const int64_t *offsets;    /* [heads * q_blocks + 1]: where in ... */
     int32_t *lists;            /* ... the blocks of a row go */
-    int64_t *next_row;         /* the same for all threads */
+    int64_t *next;             /* the same for all threads */
     int64_t num_heads, q_blocks, kv_blocks, padded_blocks, columns, dim, parts, rounds;
 } Matching;
 
@@ -250,7 +250,7 @@ int hess_match(const Matching *m) {
     row.fresh = (int32_t *)(row.keys + m->padded_blocks);
     row.taken = (uint8_t *)(row.fresh + m->padded_blocks);
     for (int64_t first, count;
-         (count = take_rows(m->next_row, m->num_heads * m->q_blocks, &first));)
+         (count = take_rows(m->next, m->num_heads * m->q_blocks, &first));)
         for (int64_t r = first; r < first + count; r++) {
             if (m->parts == 4)
                 match_row(m, &row, r, 4);

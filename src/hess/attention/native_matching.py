@@ -8,8 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hess.attention.fine_scores import FineScores
-from hess.attention.native_library import load_library, why_no_library
-from hess.attention.threads import in_threads
+from hess.attention.native_library import run, why_no_library
 
 MOST_PARTS = 4
 LANES = 16
@@ -20,7 +19,7 @@ class _Matching(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("queries", "query_shares", "keys", "biases")),
         *((name, ctypes.c_void_p) for name in ("values", "values_t", "products")),
-        *((name, ctypes.c_void_p) for name in ("offsets", "lists", "next_row")),
+        *((name, ctypes.c_void_p) for name in ("offsets", "lists", "next")),
         *((name, ctypes.c_int64) for name in ("num_heads", "q_blocks", "kv_blocks")),
         *((name, ctypes.c_int64) for name in ("padded_blocks", "columns", "dim", "parts")),
         ("rounds", ctypes.c_int64),
@@ -67,7 +66,6 @@ def match_rows(scores: FineScores, row_offsets: Tensor, rounds: int) -> Tensor:
         "values_t": values.mT,
         "products": (by_part[:, :, None] * by_part[:, None]).sum(-1),
         "offsets": row_offsets,
-        "next_row": row_offsets.new_zeros(1),
     }
     tensors = {name: x.contiguous() for name, x in tensors.items()}
     lists = torch.empty(int(row_offsets[-1]), dtype=torch.int32)
@@ -83,13 +81,5 @@ def match_rows(scores: FineScores, row_offsets: Tensor, rounds: int) -> Tensor:
         parts=scores.split,
         rounds=rounds,
     )
-    # Threads that go on after an interrupt still need all that it points to.
-    work.kept = (tensors, lists)
-    match = load_library().hess_match
-
-    def take_rows() -> None:
-        if match(ctypes.byref(work)) != 0:
-            raise MemoryError("no memory for a row of the attention map")
-
-    in_threads(take_rows)
+    run("hess_match", work, kept=(tensors, lists))
     return lists

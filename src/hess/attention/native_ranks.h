@@ -47,9 +47,9 @@ static inline void list_largest(const uint32_t *keys, int64_t length, int64_t wa
 }
 
 /* Some rows of num_rows that no other thread has; their number, 0 if none is left. */
-static inline int64_t take_rows(int64_t *next_row, int64_t num_rows, int64_t *first) {
+static inline int64_t take_rows(int64_t *next, int64_t num_rows, int64_t *first) {
     enum { AT_ONCE = 16 };
-    *first = __atomic_fetch_add(next_row, AT_ONCE, __ATOMIC_RELAXED);
+    *first = __atomic_fetch_add(next, AT_ONCE, __ATOMIC_RELAXED);
     int64_t left = num_rows - *first;
     return left < 0 ? 0 : left < AT_ONCE ? left : AT_ONCE;
 }

@@ -8,7 +8,7 @@
 typedef struct {
     const float *rows; /* [num_rows][length] */
     int64_t num_rows, length;
-    int64_t *next_row; /* the same for all threads */
+    int64_t *next; /* the same for all threads */
 } Rows;
 
 /* The largest numbers of row r, ties to the lowest index, as an ascending list of indices at
@@ -17,7 +17,7 @@ typedef struct {
 int hess_write_lists(const Rows *rows, const int64_t *offsets, int32_t *lists) {
     uint32_t *keys = malloc(rows->length * sizeof *keys);
     if (!keys) return 1;
-    for (int64_t first, count; (count = take_rows(rows->next_row, rows->num_rows, &first));)
+    for (int64_t first, count; (count = take_rows(rows->next, rows->num_rows, &first));)
         for (int64_t r = first; r < first + count; r++) {
             const int64_t wanted = offsets[r + 1] - offsets[r];
             if (wanted == 0) continue;
@@ -32,7 +32,7 @@ int hess_write_lists(const Rows *rows, const int64_t *offsets, int32_t *lists) {
 int hess_at_ranks(const Rows *rows, const int64_t *ranks, float *found) {
     uint32_t *keys = malloc(rows->length * sizeof *keys);
     if (!keys) return 1;
-    for (int64_t first, count; (count = take_rows(rows->next_row, rows->num_rows, &first));)
+    for (int64_t first, count; (count = take_rows(rows->next, rows->num_rows, &first));)
         for (int64_t r = first; r < first + count; r++) {
             keys_of(rows->rows + r * rows->length, rows->length, keys);
             const uint32_t least = least_of(keys, rows->length, ranks[r] + 1);
@@ -81,7 +81,7 @@ int hess_count_within(const Rows *rows, double mass, int64_t *counts) {
     uint32_t *keys = malloc(length * sizeof *keys);
     int64_t *shares = malloc(length * sizeof *shares);
     const int has_memory = keys && shares;
-    for (int64_t first, count; has_memory && (count = take_rows(rows->next_row, rows->num_rows, &first));)
+    for (int64_t first, count; has_memory && (count = take_rows(rows->next, rows->num_rows, &first));)
         for (int64_t r = first; r < first + count; r++) {
             const float *row = rows->rows + r * length;
             int64_t sum = 0;

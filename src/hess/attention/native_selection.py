@@ -2,13 +2,11 @@
 see ``native_selection.c``."""
 
 import ctypes
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from hess.attention.native_library import load_library
-from hess.attention.threads import in_threads
+from hess.attention.native_library import run
 
 ENTRIES_AT_ONCE = 2**20
 
@@ -20,45 +18,34 @@ class _Rows(ctypes.Structure):
     _fields_ = (
         ("rows", ctypes.c_void_p),
         *((name, ctypes.c_int64) for name in ("num_rows", "length")),
-        ("next_row", ctypes.c_void_p),
+        ("next", ctypes.c_void_p),
     )
 
 
 def count_within(logits: Tensor, mass: float) -> Tensor:
     """See ``torch_selection``, for fp32 logits."""
     counts = torch.empty(len(logits), dtype=torch.int64)
-    function = load_library().hess_count_within
-    _run(function, logits.softmax(-1), ctypes.c_double(mass), counts)
+    _rank("hess_count_within", logits.softmax(-1), ctypes.c_double(mass), counts)
     return counts
 
 
 def probability_at(logits: Tensor, ranks: Tensor) -> Tensor:
     """Likewise."""
     found = torch.empty(len(logits))
-    _run(load_library().hess_at_ranks, logits.softmax(-1), ranks.contiguous(), found)
+    _rank("hess_at_ranks", logits.softmax(-1), ranks.contiguous(), found)
     return found
 
 
 def write_lists(logits: Tensor, row_offsets: Tensor, indices: Tensor) -> None:
     """Likewise."""
     lists = indices[int(row_offsets[0]) :]
-    _run(load_library().hess_write_lists, logits, row_offsets.contiguous(), lists)
+    _rank("hess_write_lists", logits, row_offsets.contiguous(), lists)
 
 
-def _run(function: Callable[..., int], rows: Tensor, *arguments: Tensor | ctypes.c_double) -> None:
+def _rank(function: str, rows: Tensor, *arguments: Tensor | ctypes.c_double) -> None:
     """Call ``function`` on fp32 rows in as many threads as pay."""
     rows = rows.contiguous()
-    next_row = torch.zeros(1, dtype=torch.int64)
-    work = _Rows(rows.data_ptr(), *rows.shape, next_row.data_ptr())
+    work = _Rows(rows.data_ptr(), *rows.shape)
     values = [ctypes.c_void_p(x.data_ptr()) if isinstance(x, Tensor) else x for x in arguments]
-    # Threads that go on after an interrupt still need all of it.
-    work.kept = (rows, next_row, arguments)
-
-    def take_rows() -> None:
-        if function(ctypes.byref(work), *values) != 0:
-            raise MemoryError("no memory for a row of the attention map")
-
-    if rows.numel() < ENTRIES_OF_A_THREAD:
-        take_rows()
-    else:
-        in_threads(take_rows)
+    few = rows.numel() < ENTRIES_OF_A_THREAD
+    run(function, work, *values, kept=(rows, arguments), in_one_thread=few)

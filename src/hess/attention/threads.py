@@ -24,7 +24,7 @@ def in_threads(work: Callable[[], None]) -> None:
 
 @functools.cache
 def _thread_pool(threads: int, process: int) -> ThreadPoolExecutor:
-    """Kept, because oneDNN prepares its products anew in every new thread.
+    """Kept, because starting threads may take longer than what they do.
 
     One per process: a forked process has the pool of its parent, but none of the threads.
     """

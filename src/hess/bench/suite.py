@@ -181,7 +181,7 @@ def gpu_steps() -> Mapping[str, Step]:
 
 
 def cpu_steps() -> Mapping[str, Step]:
-    """All rows of a CPU; under ten minutes on two cores."""
+    """All rows of a CPU; about twelve minutes on two cores."""
     steps: dict[str, Step] = {}
     for views, dtype in product((6, 12), (torch.float32, torch.bfloat16)):
         work = Workload.views(views, dtype=dtype)
